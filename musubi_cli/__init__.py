@@ -1,0 +1,61 @@
+"""All that a plugin may import.
+
+Names listed in `__all__` are the public API; everything else may change without notice.
+"""
+
+from musubi_cli.console import (
+    Console,
+    bar,
+    current_console,
+    show_path,
+    show_size,
+    table,
+)
+from musubi_cli.errors import ExitCode, InputError, MusubiError, PluginError
+from musubi_cli.files import atomic_output, obstacle
+from musubi_cli.hookspecs import hookimpl
+from musubi_cli.options import Section, SectionedCommand, join
+from musubi_cli.plugin_manager import Offer, PluginManager, PluginRecord
+from musubi_cli.specs import (
+    BackendSpec,
+    Captioner,
+    CaptionRequest,
+    CaptionResult,
+    Checkpoint,
+    FormatSpec,
+    FormatWriter,
+    ScheduleSpec,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendSpec",
+    "CaptionRequest",
+    "CaptionResult",
+    "Captioner",
+    "Checkpoint",
+    "Console",
+    "ExitCode",
+    "FormatSpec",
+    "FormatWriter",
+    "InputError",
+    "MusubiError",
+    "Offer",
+    "PluginError",
+    "PluginManager",
+    "PluginRecord",
+    "ScheduleSpec",
+    "Section",
+    "SectionedCommand",
+    "__version__",
+    "atomic_output",
+    "bar",
+    "current_console",
+    "hookimpl",
+    "join",
+    "obstacle",
+    "show_path",
+    "show_size",
+    "table",
+]

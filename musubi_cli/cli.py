@@ -1,0 +1,268 @@
+"""The root command. Its tree is built from hooks, when somebody asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from musubi_cli import config
+from musubi_cli.commands import HOST_COMMANDS
+from musubi_cli.console import Console
+from musubi_cli.errors import ExitCode, InputError, MusubiError, show_error
+from musubi_cli.plugin_manager import Offer, PluginManager
+
+SETTINGS: dict[str, Any] = {
+    "auto_envvar_prefix": "MUSUBI",
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "show_default": True,
+    "token_normalize_func": lambda token: token.replace("-", "_"),
+}
+
+
+class HookGroup(click.Group):
+    """A group whose commands are fetched at their first use.
+
+    Args:
+        fetch: gives the commands; called once at most, with the group's context.
+        **arguments: as for `click.Group`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        fetch: Callable[[click.Context], Iterable[click.Command]],
+        **arguments: Any,
+    ) -> None:
+        super().__init__(*args, **arguments)
+        self._fetch: Callable[[click.Context], Iterable[click.Command]] | None = fetch
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands by name."""
+        self._fill(ctx)
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, spelt with hyphens or underscores."""
+        self._fill(ctx)
+        spelt = cmd_name.replace("_", "-")
+        return super().get_command(ctx, spelt) or super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As Click does, but under the command's own name, which configuration is kept by."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return (command.name if command else name), command, rest
+
+    def _fill(self, ctx: click.Context) -> None:
+        fetch, self._fetch = self._fetch, None
+        for command in fetch(ctx) if fetch else ():
+            self.add_command(command)
+
+
+class Root(HookGroup):
+    """`musubi` itself: the one place where exceptions become messages and exit codes."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run, and exit with an `ExitCode` unless `standalone_mode` is off."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        sys.exit(self._run(*args, **extra))
+
+    def _run(self, *args: Any, **extra: Any) -> int:
+        console = extra["obj"] = Console()
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else ExitCode.OK
+        except (click.Abort, KeyboardInterrupt):
+            show_error("interrupted; nothing half-written is left")
+            return ExitCode.INTERRUPTED
+        except BrokenPipeError:
+            _forget_stdout()
+            return ExitCode.FAILED
+        except Exception as error:
+            if console.verbose:
+                traceback.print_exc()
+            return _explain(error)
+
+
+def build_cli(plugins: PluginManager) -> Root:
+    """The command tree over `plugins`.
+
+    Args:
+        plugins: consulted when the first command is looked up, not before.
+    """
+    return Root(
+        "musubi",
+        help="Tools to keep open beside a LoRA trainer. Every job comes from a plugin.",
+        fetch=lambda ctx: _root_commands(ctx, plugins),
+        callback=_configure,
+        context_settings=SETTINGS,
+        params=[
+            click.Option(
+                ["--config"],
+                type=click.Path(dir_okay=False, path_type=Path),
+                help="Read this file instead of the nearest musubi.toml.",
+            ),
+            click.Option(
+                ["--no_plugins"], is_flag=True, is_eager=True, help="Leave out third-party plugins."
+            ),
+            *_listening_options(),
+            _version_option(),
+        ],
+    )
+
+
+def main() -> None:
+    """Entry point of the `musubi` command."""
+    completing = "_MUSUBI_COMPLETE" in os.environ
+    disabled = os.environ.get("MUSUBI_DISABLE_PLUGINS", "")
+    plugins = PluginManager(
+        disabled={name.strip() for name in disabled.split(",") if name.strip()},
+        strict=not completing and os.environ.get("MUSUBI_STRICT_PLUGINS") == "1",
+        report=(lambda line: None) if completing else _report_problem,
+    )
+    build_cli(plugins).main(prog_name="musubi")
+
+
+def _report_problem(line: str) -> None:
+    Console().warn(f"{line} (see: musubi plugins)")
+
+
+def _root_commands(ctx: click.Context, plugins: PluginManager) -> Iterable[click.Command]:
+    plugins.load(third_party=not ctx.find_root().params.get("no_plugins"))
+    merge = [_with_listening(o.value) for o in _offers(plugins, "musubi_merge_commands")]
+    own = [command(plugins) for command in HOST_COMMANDS]
+    if merge:
+        own.append(
+            HookGroup("merge", help="Make one model out of several.", fetch=lambda ctx: merge)
+        )
+    names = {command.name for command in own}
+    yield from map(_with_listening, own)
+    for offer in _offers(plugins, "musubi_commands"):
+        if offer.value.name in names:
+            plugins.refuse(offer, f"command {offer.value.name} is refused: musubi has its own")
+        else:
+            yield _with_listening(offer.value)
+
+
+def _offers(plugins: PluginManager, hook: str) -> tuple[Offer[click.Command], ...]:
+    return plugins.offers(hook)
+
+
+def _configure(config: Path | None, **_: Any) -> None:
+    ctx = click.get_current_context()
+    ctx.color = False if os.environ.get("NO_COLOR") else None
+    ctx.default_map = _default_map(ctx, config)
+
+
+def _default_map(ctx: click.Context, path: Path | None) -> dict[str, Any]:
+    path = path or config.find(Path.cwd())
+    if path is None or not isinstance(ctx.command, click.Group):
+        return {}
+    console = ctx.find_object(Console) or Console()
+    console.detail(f"configuration: {path}")
+    ctx.meta["musubi.config"] = path
+    return config.default_map(config.read(path), ctx.command, ctx, path, console.warn)
+
+
+def _with_listening(command: click.Command) -> click.Command:
+    """A copy that takes --quiet and --verbose, unless it has options of these names."""
+    if isinstance(command, HookGroup):
+        return command
+    command = copy.copy(command)
+    if isinstance(command, click.Group):
+        command.commands = {n: _with_listening(c) for n, c in command.commands.items()}
+        return command
+    taken = {name for param in command.params for name in (param.name, *param.opts)}
+    fresh = [o for o in _listening_options() if not taken & {o.name, *o.opts}]
+    command.params = [*command.params, *fresh]
+    return command
+
+
+def _listening_options() -> list[click.Option]:
+    def listen(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        console = ctx.find_object(Console)
+        if value and console and param.name:
+            setattr(console, param.name, True)
+
+    def option(*names: str, text: str) -> click.Option:
+        return click.Option(
+            names, is_flag=True, is_eager=True, expose_value=False, callback=listen, help=text
+        )
+
+    return [
+        option("-q", "--quiet", text="Say nothing but results, warnings and errors."),
+        option("-v", "--verbose", text="Say more; show the traceback of an error."),
+    ]
+
+
+def _version_option() -> click.Option:
+    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001  Click's signature
+        if value:
+            from musubi_cli import __version__
+
+            click.echo(f"musubi {__version__}")
+            ctx.exit()
+
+    return click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Show the version and exit.",
+    )
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, MusubiError):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        show_error(" ".join(f"{error.format_message()}{_where_set(error)}".split()))
+        ctx = getattr(error, "ctx", None)
+        if isinstance(error, click.UsageError) and ctx:
+            click.echo(f"Try '{ctx.command_path} --help'.", err=True)
+        return error.exit_code
+    show_error(f"{type(error).__name__}: {error}")
+    click.echo("This is a bug in musubi or in a plugin; --verbose shows where.", err=True)
+    return ExitCode.FAILED
+
+
+def _where_set(error: click.ClickException) -> str:
+    """Where a refused value comes from, when it was not typed."""
+    if not isinstance(error, click.BadParameter) or not error.ctx or not error.param:
+        return ""
+    source = error.ctx.get_parameter_source(str(error.param.name))
+    if source is ParameterSource.DEFAULT_MAP:
+        return f" It is set in {error.ctx.meta.get('musubi.config', config.FILE_NAME)}."
+    if source is ParameterSource.ENVIRONMENT:
+        return (
+            f" It is set by {error.param.value_from_envvar and _variable(error.ctx, error.param)}."
+        )
+    return ""
+
+
+def _variable(ctx: click.Context, param: click.Parameter) -> str:
+    return str(param.envvar or f"{ctx.auto_envvar_prefix}_{str(param.name).upper()}")
+
+
+def _forget_stdout() -> None:
+    """Keep the interpreter from complaining at exit that nobody reads any more."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+__all__ = ["InputError", "build_cli", "main"]

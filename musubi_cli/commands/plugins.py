@@ -1,0 +1,41 @@
+"""`musubi plugins`: what is installed, what it adds, and why something does not work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from musubi_cli.console import current_console, table
+from musubi_cli.plugin_manager import PluginManager, PluginRecord
+
+
+def plugins_command(plugins: PluginManager) -> click.Command:
+    """Build the command over `plugins`."""
+
+    @click.command("plugins", short_help="List the plugins, what they add and what is wrong.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+    def command(as_json: bool) -> None:
+        """List the plugins, what each adds, and for a broken one why and what to do.
+
+        MUSUBI_DISABLE_PLUGINS=a,b leaves plugins out, --no_plugins all that are not built in;
+        MUSUBI_STRICT_PLUGINS=1 makes a broken plugin an error.
+        """
+        records = plugins.records()
+        if as_json:
+            current_console().out(json.dumps([asdict(record) for record in records], indent=2))
+        else:
+            for line in _lines(records):
+                current_console().out(line)
+
+    return command
+
+
+def _lines(records: list[PluginRecord]) -> list[str]:
+    rows = [("NAME", "VERSION", "DISTRIBUTION", "STATUS", "ADDS")]
+    rows += [
+        (r.name, r.version, r.distribution, r.status, ", ".join(r.adds) or "-") for r in records
+    ]
+    problems = [f"{r.name}: {problem}" for r in records for problem in r.problems]
+    return table(rows) + ([""] + problems if problems else [])

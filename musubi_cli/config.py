@@ -1,0 +1,118 @@
+"""`musubi.toml`: option values by command, below the command line and the environment.
+
+[merge.ema]
+sigma_rel = 0.15
+skip = ["merges"]
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from musubi_cli.console import show_path
+from musubi_cli.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE_NAME = "musubi.toml"
+
+
+def find(start: Path) -> Path | None:
+    """The nearest `musubi.toml` in `start` or a folder above it."""
+    for folder in (start, *start.parents):
+        candidate = folder / FILE_NAME
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The file's tables.
+
+    Raises:
+        InputError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{show_path(path)}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{show_path(path)}: is not valid TOML: {error}") from error
+
+
+def default_map(
+    tables: Mapping[str, Any],
+    group: click.Group,
+    ctx: click.Context,
+    source: Path,
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    """Click's default map for `group`, after every name in the file was checked.
+
+    Args:
+        tables: the file's content at this level.
+        group: the group whose subcommands the tables are named after.
+        ctx: the group's context.
+        source: the file, for messages.
+        warn: receives a line for each table that no installed command answers to.
+
+    Raises:
+        InputError: a key that is no option, or a table whose name is nearly a command's.
+    """
+    commands = {name.replace("-", "_"): name for name in group.list_commands(ctx)}
+    result: dict[str, Any] = {}
+    for key, content in tables.items():
+        name = commands.get(key.replace("-", "_"))
+        command = group.get_command(ctx, name) if name else None
+        if not isinstance(content, dict):
+            raise InputError(
+                f"{show_path(source)}: '{key}' stands outside of a command's table; "
+                f"write it below a line such as [merge.ema]"
+            )
+        if name is None or command is None:
+            if close := _closest(key, commands):
+                raise InputError(f"{show_path(source)}: [{key}] is no command; {close}")
+            warn(f"{show_path(source)}: no installed command answers to [{key}]")
+        elif isinstance(command, click.Group):
+            result[name] = default_map(content, command, ctx, source, warn)
+        else:
+            result[name] = _values(content, command, source)
+    return result
+
+
+def _values(content: Mapping[str, Any], command: click.Command, source: Path) -> dict[str, Any]:
+    options = _by_spelling(command)
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        option = options.get(key.replace("-", "_"))
+        if option is None or option.name is None:
+            close = _closest(key, options) or f"see musubi {command.name} --help"
+            raise InputError(
+                f"{show_path(source)}: '{key}' is no option of {command.name}; {close}"
+            )
+        values[option.name] = [value] if option.multiple and not isinstance(value, list) else value
+    return values
+
+
+def _by_spelling(command: click.Command) -> dict[str, click.Option]:
+    return {
+        spelling.lstrip("-").replace("-", "_"): param
+        for param in command.params
+        if isinstance(param, click.Option)
+        for spelling in param.opts
+        if spelling.startswith("--")
+    }
+
+
+def _closest(key: str, known: Mapping[str, Any]) -> str | None:
+    close = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+    return f"did you mean '{close[0]}'?" if close else None

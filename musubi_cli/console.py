@@ -1,0 +1,150 @@
+"""All that people see: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import click
+
+
+@dataclass
+class Console:
+    """What the user wants to hear.
+
+    Attributes:
+        quiet: warnings and errors only; results still go to standard output.
+        verbose: also details and, for errors, the traceback.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+
+    def out(self, text: str) -> None:
+        """Print a result to standard output."""
+        click.echo(_encodable(text, sys.stdout.encoding))
+
+    def note(self, text: str) -> None:
+        """Say something useful on standard error, unless quiet."""
+        if not self.quiet:
+            click.echo(_encodable(text, sys.stderr.encoding), err=True)
+
+    def detail(self, text: str) -> None:
+        """Say something on standard error when verbose."""
+        if self.verbose:
+            click.echo(_encodable(text, sys.stderr.encoding), err=True)
+
+    def warn(self, text: str) -> None:
+        """Warn on standard error, quiet or not."""
+        label = click.style("Warning:", fg="yellow", bold=True)
+        click.echo(f"{label} {_encodable(text, sys.stderr.encoding)}", err=True)
+
+    @contextlib.contextmanager
+    def progress(self, total: int, label: str) -> Iterator[Callable[[int], None]]:
+        """Show a bar with rate and remaining time while bytes are worked through.
+
+        Args:
+            total: bytes in all.
+            label: what is being done, two or three words.
+
+        Yields:
+            A function that takes the number of bytes done since its last call. Without a terminal,
+            or when quiet, it does nothing.
+        """
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda done: None
+            return
+        start = perf_counter()
+        with click.progressbar(
+            length=total,
+            label=label,
+            file=sys.stderr,
+            item_show_func=lambda done: _rate(done, perf_counter() - start),
+            update_min_steps=max(1, total // 200),
+        ) as bar:
+            yield lambda done: bar.update(done, bar.pos + done)
+
+
+def current_console() -> Console:
+    """The console of the running command; a default one outside of any command."""
+    context = click.get_current_context(silent=True)
+    found = context.find_object(Console) if context else None
+    return found or Console()
+
+
+def show_path(path: str | os.PathLike[str]) -> str:
+    r"""A file name that is safe to print: undecodable and control characters are escaped.
+
+    >>> show_path("night\nfox.safetensors")
+    'night\\nfox.safetensors'
+    """
+    name = click.format_filename(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def show_size(count: float) -> str:
+    """Bytes in a unit that people read.
+
+    >>> show_size(295_000_000), show_size(512)
+    ('295.0 MB', '512 B')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def table(rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:
+    """Align columns by padding.
+
+    Args:
+        rows: cells, the header first; all rows equally long.
+        right: indices of the columns to align at their right edge.
+
+    >>> table([("name", "size"), ("fox", "10")], right=[1])
+    ['name  size', 'fox     10']
+    """
+    rows = list(rows)
+    right = set(right)
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def bar(fraction: float, width: int, *, of: float = 1.0) -> str:
+    """A bar of `width` characters at most for `fraction` of `of`.
+
+    >>> bar(0.5, 4), bar(0.01, 4), bar(0.0, 4)
+    ('██', '▏', '')
+    """
+    eighths = round(8 * width * fraction / of) if of else 0
+    if fraction > 0:
+        eighths = max(eighths, 1)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + ("", *"▏▎▍▌▋▊▉")[rest]
+
+
+def _rate(done: int | None, seconds: float) -> str:
+    return f"{show_size((done or 0) / seconds)}/s" if seconds > 0 else ""
+
+
+def _encodable(text: str, encoding: str | None) -> str:
+    """Replace what the stream cannot show: blocks by #, all else by an escape."""
+    encoding = encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        blocks = str.maketrans("█▏▎▍▌▋▊▉", "########")
+        plain = text.translate(blocks)
+        return plain.encode(encoding, "backslashreplace").decode(encoding)
+    return text

@@ -1,0 +1,61 @@
+"""The exit codes and the exceptions a user is meant to read."""
+
+from __future__ import annotations
+
+import enum
+from typing import IO, Any
+
+import click
+
+
+class ExitCode(enum.IntEnum):
+    """What the process tells its caller.
+
+    >>> ExitCode.USAGE.value
+    2
+    """
+
+    OK = 0
+    """Done."""
+    FAILED = 1
+    """The work could not be finished, or musubi has a bug."""
+    USAGE = 2
+    """Wrong usage or wrong input; nothing was written."""
+    PARTIAL = 3
+    """Done except for the items that were listed."""
+    INTERRUPTED = 130
+    """Ctrl-C; nothing half-written is left."""
+
+
+class MusubiError(click.ClickException):
+    """One or several mistakes, each named on a line of its own.
+
+    Args:
+        messages: one text a mistake, naming the file, the tensor or the option and the way out.
+    """
+
+    exit_code: int = ExitCode.FAILED
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = messages
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print each message to `file` (standard error by default)."""
+        for message in self.messages:
+            show_error(message, file)
+
+
+class InputError(MusubiError):
+    """The user's input or usage is wrong, and nothing was written (exit code 2)."""
+
+    exit_code: int = ExitCode.USAGE
+
+
+class PluginError(MusubiError):
+    """A plugin broke its contract; the message names it and its distribution (exit code 1)."""
+
+
+def show_error(message: str, file: IO[Any] | None = None) -> None:
+    """Print one error line to `file` (standard error by default)."""
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", file=file, err=True)

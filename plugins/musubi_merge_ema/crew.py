@@ -1,0 +1,148 @@
+"""Workers that report over pipes: processes where forking is safe, threads elsewhere.
+
+Processes, because numpy hands the interpreter's lock to and fro at each call: on pieces that fit a
+core's cache, two threads are half as fast as two processes (benchmarks/README.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from musubi_cli import InputError, MusubiError
+
+FORKS = sys.platform == "linux"
+
+_DONE = b"."
+_FAILED = b"!"
+
+Work = Callable[[int], Iterator[None]]
+"""Given a worker's number, works and yields after each piece."""
+
+
+class Crew:
+    """A context manager in which `work(0)` .. `work(count - 1)` run side by side.
+
+    On leaving, workers that are not finished are stopped.
+
+    Args:
+        count: how many workers.
+        work: what each does; its exceptions come out of `wait`.
+        forks: processes or threads.
+    """
+
+    def __init__(self, count: int, work: Work, *, forks: bool = FORKS) -> None:
+        self._count = count
+        self._work = work
+        self._forks = forks
+        self._pipes: list[int] = []
+        self._children: list[int] = []
+        self._threads: list[threading.Thread] = []
+        self._stop = False
+
+    def __enter__(self) -> Crew:
+        for worker in range(self._count):
+            reader, writer = os.pipe()
+            self._pipes.append(reader)
+            if self._forks:
+                self._children.append(self._fork(worker, writer))
+                os.close(writer)
+            else:
+                thread = threading.Thread(target=self._report, args=(worker, writer), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop = True
+        for pipe in self._pipes:
+            os.close(pipe)
+        for child in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        for thread in self._threads:
+            thread.join()
+
+    def wait(self, worker: int) -> None:
+        """Return when `worker` has done one more piece.
+
+        Raises:
+            MusubiError: the worker's own, or it died.
+        """
+        told = os.read(self._pipes[worker], 1)
+        if told == _DONE:
+            return
+        if told == _FAILED:
+            raise _decode(_read_all(self._pipes[worker]))
+        raise MusubiError("a worker was killed, perhaps for want of memory; nothing was written")
+
+    def _fork(self, worker: int, writer: int) -> int:
+        # Ctrl-C reaches every process of the terminal; the parent alone answers it
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            child = os.fork()
+            if child:
+                return child
+            code = 1
+            try:
+                for pipe in self._pipes:  # else a worker would not notice that nobody reads
+                    os.close(pipe)
+                self._report(worker, writer)
+                code = 0
+            finally:
+                os._exit(code)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def _report(self, worker: int, writer: int) -> None:
+        with open(writer, "wb", buffering=0) as pipe:
+            with contextlib.suppress(BrokenPipeError):  # the parent is gone or has enough
+                try:
+                    for _ in self._work(worker):
+                        if self._stop:
+                            return
+                        pipe.write(_DONE)
+                except BrokenPipeError:
+                    raise
+                except Exception as error:
+                    pipe.write(_FAILED + _encode(error))
+
+
+def _encode(error: Exception) -> bytes:
+    known = isinstance(error, MusubiError)
+    told = {
+        "input": isinstance(error, InputError),
+        "errno": error.errno if isinstance(error, OSError) else None,
+        "messages": error.messages if known else [traceback.format_exc()],
+        "known": known,
+    }
+    return json.dumps(told).encode()
+
+
+def _decode(raw: bytes) -> Exception:
+    told = json.loads(raw)
+    if told["errno"]:
+        return OSError(told["errno"], os.strerror(told["errno"]))
+    if told["known"]:
+        return (InputError if told["input"] else MusubiError)(*told["messages"])
+    return RuntimeError(f"a worker failed\n{told['messages'][0]}")
+
+
+def _read_all(pipe: int) -> bytes:
+    parts = []
+    while part := os.read(pipe, 65536):
+        parts.append(part)
+    return b"".join(parts)

@@ -1,0 +1,165 @@
+"""The arithmetic of the merge on chunks of numbers, in numpy.
+
+`average = average * beta + value * (1 - beta)` with three float32 roundings and no fused
+multiply-add, 1 - beta formed in float64: bit for bit what musubi-tuner's script computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from musubi_merge_ema.header import DTYPE_BITS
+
+Array = NDArray[Any]
+
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+"""The dtypes that are averaged, by their name in the file."""
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """The numpy dtype of a dtype in a file, integers and booleans included."""
+    if dtype in NUMPY_DTYPES:
+        return NUMPY_DTYPES[dtype]
+    kind = {"I": "i", "U": "u", "C": "c", "B": "b"}[dtype[0]]
+    return np.dtype(f"{kind}{max(8, DTYPE_BITS[dtype]) // 8}")
+
+
+def as_numbers(raw: bytes, dtype: str) -> Array:
+    """A tensor's bytes as a flat array."""
+    return np.frombuffer(raw, numpy_dtype(dtype))
+
+
+_F16_EXPONENT = 0x7C00
+_F16_TO_F32 = np.float32(2.0**112)
+"""What is lacking when the bits of a half stand in a single: the difference of the biases."""
+
+
+class Averager:
+    """A running average over chunks of at most `capacity` numbers, with its buffers.
+
+    Args:
+        capacity: numbers a chunk.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._source = np.empty(capacity, np.float64)  # the widest dtype; also keeps it aligned
+        self._wide = np.empty(capacity, np.float32)
+        self._average = np.empty(capacity, np.float32)
+        self._count = 0
+
+    def source(self, dtype: str, count: int) -> Array:
+        """The buffer into which the next `count` numbers of `dtype` are to be read."""
+        numpy_dtype = NUMPY_DTYPES[dtype]
+        return self._source.view(np.uint8)[: count * numpy_dtype.itemsize].view(numpy_dtype)
+
+    def start(self, values: Array) -> None:
+        """Begin an average with the first checkpoint's values."""
+        self._count = len(values)
+        _widen(values, self._average[: self._count])
+
+    def add(self, values: Array, beta: float) -> None:
+        """Let `values` take part with 1 - beta.
+
+        Args:
+            values: as many as were given to `start`, any averaged dtype.
+            beta: decay rate in [0, 1].
+        """
+        average, wide = self._average[: self._count], self._wide[: self._count]
+        share = np.float32(1.0 - beta)
+        if values.dtype == np.float32:
+            np.multiply(values, share, out=wide)
+        else:
+            _widen(values, wide)
+            if share != 1:
+                np.multiply(wide, share, out=wide)
+        np.multiply(average, np.float32(beta), out=average)
+        np.add(average, wide, out=average)
+
+    def is_finite(self) -> bool:
+        """Whether neither NaN nor infinity took part, not even with weight 0 (0 * inf is NaN)."""
+        return bool(np.isfinite(self._average[: self._count]).all())
+
+    def result(self, dtype: str) -> memoryview:
+        """The average's bytes in `dtype`, rounded to nearest even; valid until the next `source`."""
+        out = self.source(dtype, self._count)
+        np.copyto(out, self._average[: self._count], casting="unsafe")
+        return memoryview(out.view(np.uint8))
+
+
+def first_not_finite(values: Array) -> int | None:
+    """Index of the first NaN or infinity."""
+    wide = np.empty(len(values), np.float32)
+    _widen(values, wide)
+    finite = np.isfinite(wide)
+    return None if finite.all() else int(np.argmin(finite))
+
+
+def close(a: Array, b: Array) -> bool:
+    """Whether |a - b| <= 1e-8 + 1e-5 |b| everywhere, the original's test for alphas."""
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    return bool((np.abs(wide_a - wide_b) <= 1e-8 + 1e-5 * np.abs(wide_b)).all())
+
+
+def quiet() -> np.errstate:
+    """Within this context infinities and NaN pass without a warning; they are looked for."""
+    return np.errstate(all="ignore")
+
+
+def _widen(values: Array, out: NDArray[np.float32]) -> None:
+    _WIDEN.get(values.dtype, np.copyto)(out, values)
+
+
+def _widen_double(out: NDArray[np.float32], values: Array) -> None:
+    np.copyto(out, values, casting="same_kind")
+
+
+def _widen_half(out: NDArray[np.float32], values: Array) -> None:
+    """Three times as fast as numpy's own conversion, which goes number by number.
+
+    The bits of a half, moved to the places of a single, are that number times 2^-112; the sign is
+    carried along by the arithmetic of signed integers.
+    """
+    bits = values.view(np.int16)
+    if np.bitwise_and(bits, _F16_EXPONENT).max(initial=0) == _F16_EXPONENT:
+        np.copyto(out, values)  # NaN and infinity have no place in that scale
+        return
+    moved = out.view(np.int32)
+    np.copyto(moved, bits)
+    np.left_shift(moved, 13, out=moved)
+    np.bitwise_and(moved, np.int32(-0x70002000), out=moved)
+    np.multiply(out, _F16_TO_F32, out=out)
+
+
+def _widen_by_table(
+    table: NDArray[np.float32],
+) -> Callable[[NDArray[np.float32], Array], None]:
+    def widen(out: NDArray[np.float32], values: Array) -> None:
+        np.take(table, values.view(np.uint8), out=out, mode="clip")
+
+    return widen
+
+
+def _table_of(dtype: str) -> NDArray[np.float32]:
+    """All 256 values of an 8-bit dtype."""
+    return np.arange(256, dtype=np.uint8).view(NUMPY_DTYPES[dtype]).astype(np.float32)
+
+
+_WIDEN: dict[np.dtype[Any], Callable[[NDArray[np.float32], Array], None]] = {
+    NUMPY_DTYPES["F64"]: _widen_double,
+    NUMPY_DTYPES["F16"]: _widen_half,
+    NUMPY_DTYPES["F8_E4M3"]: _widen_by_table(_table_of("F8_E4M3")),
+    NUMPY_DTYPES["F8_E5M2"]: _widen_by_table(_table_of("F8_E5M2")),
+}
+"""Conversions to float32 that are not best left to `numpy.copyto`."""
