@@ -6,7 +6,6 @@ import contextlib
 import copy
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+Fetch = Callable[[click.Context], Iterable[click.Command]]
+
+
 class HookGroup(click.Group):
     """A group whose commands are fetched at their first use.
 
@@ -37,14 +39,9 @@ class HookGroup(click.Group):
         **arguments: as for `click.Group`.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        fetch: Callable[[click.Context], Iterable[click.Command]],
-        **arguments: Any,
-    ) -> None:
+    def __init__(self, *args: Any, fetch: Fetch, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
-        self._fetch: Callable[[click.Context], Iterable[click.Command]] | None = fetch
+        self._fetch: Fetch | None = fetch
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands by name."""
@@ -76,13 +73,13 @@ class Root(HookGroup):
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run, and exit with an `ExitCode` unless `standalone_mode` is off."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(*args, **{**extra, "standalone_mode": False})
         sys.exit(self._run(*args, **extra))
 
     def _run(self, *args: Any, **extra: Any) -> int:
         console = extra["obj"] = Console()
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(*args, **{**extra, "standalone_mode": False})
             sys.stdout.flush()
             return code if isinstance(code, int) else ExitCode.OK
         except (click.Abort, KeyboardInterrupt):
@@ -93,6 +90,8 @@ class Root(HookGroup):
             return ExitCode.FAILED
         except Exception as error:
             if console.verbose:
+                import traceback
+
                 traceback.print_exc()
             return _explain(error)
 
@@ -131,7 +130,7 @@ def main() -> None:
     plugins = PluginManager(
         disabled={name.strip() for name in disabled.split(",") if name.strip()},
         strict=not completing and os.environ.get("MUSUBI_STRICT_PLUGINS") == "1",
-        report=(lambda line: None) if completing else _report_problem,
+        report=(lambda _: None) if completing else _report_problem,
     )
     build_cli(plugins).main(prog_name="musubi")
 
@@ -145,9 +144,7 @@ def _root_commands(ctx: click.Context, plugins: PluginManager) -> Iterable[click
     merge = [_with_listening(o.value) for o in _offers(plugins, "musubi_merge_commands")]
     own = [command(plugins) for command in HOST_COMMANDS]
     if merge:
-        own.append(
-            HookGroup("merge", help="Make one model out of several.", fetch=lambda ctx: merge)
-        )
+        own.append(HookGroup("merge", help="Make one model out of several.", fetch=lambda _: merge))
     names = {command.name for command in own}
     yield from map(_with_listening, own)
     for offer in _offers(plugins, "musubi_commands"):
@@ -249,14 +246,9 @@ def _where_set(error: click.ClickException) -> str:
     if source is ParameterSource.DEFAULT_MAP:
         return f" It is set in {error.ctx.meta.get('musubi.config', config.FILE_NAME)}."
     if source is ParameterSource.ENVIRONMENT:
-        return (
-            f" It is set by {error.param.value_from_envvar and _variable(error.ctx, error.param)}."
-        )
+        variable = f"{error.ctx.auto_envvar_prefix}_{str(error.param.name).upper()}"
+        return f" It is set by {error.param.envvar or variable}."
     return ""
-
-
-def _variable(ctx: click.Context, param: click.Parameter) -> str:
-    return str(param.envvar or f"{ctx.auto_envvar_prefix}_{str(param.name).upper()}")
 
 
 def _forget_stdout() -> None:

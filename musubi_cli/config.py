@@ -7,7 +7,6 @@ skip = ["merges"]
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,11 +16,6 @@ import click
 
 from musubi_cli.console import show_path
 from musubi_cli.errors import InputError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FILE_NAME = "musubi.toml"
 
@@ -41,6 +35,11 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, or is not TOML.
     """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -114,5 +113,7 @@ def _by_spelling(command: click.Command) -> dict[str, click.Option]:
 
 
 def _closest(key: str, known: Mapping[str, Any]) -> str | None:
+    import difflib
+
     close = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
     return f"did you mean '{close[0]}'?" if close else None

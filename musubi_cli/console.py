@@ -8,8 +8,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
 
 
 @dataclass
@@ -56,17 +60,18 @@ class Console:
             or when quiet, it does nothing.
         """
         if self.quiet or not sys.stderr.isatty():
-            yield lambda done: None
+            yield lambda _: None
             return
         start = perf_counter()
-        with click.progressbar(
+        shown: ProgressBar[int] = click.progressbar(
             length=total,
             label=label,
             file=sys.stderr,
             item_show_func=lambda done: _rate(done, perf_counter() - start),
             update_min_steps=max(1, total // 200),
-        ) as bar:
-            yield lambda done: bar.update(done, bar.pos + done)
+        )
+        with shown:
+            yield lambda done: shown.update(done, shown.pos + done)
 
 
 def current_console() -> Console:
@@ -144,7 +149,6 @@ def _encodable(text: str, encoding: str | None) -> str:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        blocks = str.maketrans("█▏▎▍▌▋▊▉", "########")
-        plain = text.translate(blocks)
+        plain: str = text.translate(str.maketrans("█▏▎▍▌▋▊▉", "########"))
         return plain.encode(encoding, "backslashreplace").decode(encoding)
     return text

@@ -34,7 +34,7 @@ class MusubiError(click.ClickException):
         messages: one text a mistake, naming the file, the tensor or the option and the way out.
     """
 
-    exit_code: int = ExitCode.FAILED
+    exit_code = ExitCode.FAILED
 
     def __init__(self, *messages: str) -> None:
         super().__init__("\n".join(messages))
@@ -49,7 +49,7 @@ class MusubiError(click.ClickException):
 class InputError(MusubiError):
     """The user's input or usage is wrong, and nothing was written (exit code 2)."""
 
-    exit_code: int = ExitCode.USAGE
+    exit_code = ExitCode.USAGE
 
 
 class PluginError(MusubiError):

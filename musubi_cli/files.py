@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,7 +89,7 @@ def _rename(temporary: Path, target: Path, *, overwrite: bool) -> None:
 
 
 def _temporary_name(target: Path) -> Path:
-    return target.with_name(f".musubi-{secrets.token_hex(8)}.part")
+    return target.with_name(f".musubi-{os.urandom(8).hex()}.part")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -105,10 +103,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def obstacle(path: Path, nbytes: int) -> str | None:
-    """Why a file of `nbytes` bytes cannot be made at `path`; None when nothing is known to forbid it.
+    """Why a file of `nbytes` bytes cannot be made at `path`; None if nothing is known to forbid.
 
     An existing file is no obstacle here, only what makes writing impossible.
     """
+    import shutil
+
     folder = (path.resolve() if path.is_symlink() else path).absolute().parent
     if path.is_dir():
         return "is a folder; name the file to write in it"

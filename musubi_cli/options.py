@@ -15,9 +15,12 @@ class BringsOptions(Protocol):
     """Any spec with options of its own."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the spec is called."""
+
     @property
-    def options(self) -> tuple[click.Option, ...]: ...
+    def options(self) -> tuple[click.Option, ...]:
+        """Its options."""
 
 
 S = TypeVar("S", bound=BringsOptions)
@@ -103,9 +106,7 @@ def join(
 def _collision(offer: Offer[Any], taken: dict[str, tuple[click.Parameter, str]]) -> str | None:
     for option in offer.value.options:
         if option.required:
-            return (
-                f"{offer.value.name} is refused: its option {option.opts[0]} must not be required"
-            )
+            return f"{offer.value.name} is refused: its {option.opts[0]} must not be required"
         for key in _keys(option):
             holder, origin = taken.get(key, (option, offer.origin))
             if holder is not option or origin != offer.origin:

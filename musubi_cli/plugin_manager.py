@@ -7,7 +7,6 @@ others, and a second plugin of the same name vanishes without a word.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +98,7 @@ class PluginManager:
         *,
         disabled: Collection[str] = (),
         strict: bool = False,
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._points = points
         self._disabled = disabled
@@ -187,6 +186,8 @@ class PluginManager:
     def _misspelt_hook(self, plugin: Any) -> str | None:
         for caller in self._pluggy.get_hookcallers(plugin) or ():
             if not caller.has_spec():
+                import difflib
+
                 close = difflib.get_close_matches(caller.name, hookspecs.OFFERED, n=1)
                 meant = f"; did you mean {close[0]}?" if close else ""
                 return f"it implements {caller.name}, which is no hook{meant}"

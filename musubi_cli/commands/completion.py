@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
 
 from musubi_cli.plugin_manager import PluginManager
 
@@ -17,13 +16,15 @@ def completion(plugins: PluginManager) -> click.Command:  # noqa: ARG001  as eve
     @click.argument("shell", type=click.Choice(SHELLS))
     @click.pass_context
     def command(ctx: click.Context, shell: str) -> None:
-        """Print the completion script for SHELL.
+        r"""Print the completion script for SHELL.
 
         \b
         bash   echo 'eval "$(musubi completion bash)"' >> ~/.bashrc
         zsh    echo 'eval "$(musubi completion zsh)"' >> ~/.zshrc
         fish   musubi completion fish > ~/.config/fish/completions/musubi.fish
         """
+        from click.shell_completion import get_completion_class
+
         complete = get_completion_class(shell)
         if complete is None:
             raise click.BadParameter(f"{shell} is not supported")

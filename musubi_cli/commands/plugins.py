@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-
 import click
 
 from musubi_cli.console import current_console, table
@@ -24,6 +21,9 @@ def plugins_command(plugins: PluginManager) -> click.Command:
         """
         records = plugins.records()
         if as_json:
+            import json
+            from dataclasses import asdict
+
             current_console().out(json.dumps([asdict(record) for record in records], indent=2))
         else:
             for line in _lines(records):
@@ -38,4 +38,4 @@ def _lines(records: list[PluginRecord]) -> list[str]:
         (r.name, r.version, r.distribution, r.status, ", ".join(r.adds) or "-") for r in records
     ]
     problems = [f"{r.name}: {problem}" for r in records for problem in r.problems]
-    return table(rows) + ([""] + problems if problems else [])
+    return [*table(rows), *(["", *problems] if problems else [])]

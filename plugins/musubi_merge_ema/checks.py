@@ -13,9 +13,6 @@ from musubi_cli import obstacle, show_path
 from musubi_merge_ema.header import TensorInfo
 from musubi_merge_ema.inputs import CheckpointFile
 
-ALLOWABLE = ("merges", "duplicates", "other_run", "quantized", "nonfinite")
-"""Findings that `--allow` turns from errors into warnings."""
-
 AVERAGED_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 KEPT_DTYPES = frozenset({"U64", "I64", "C64", "U32", "I32", "U16", "I16", "I8", "U8", "BOOL"})
 """Not floating point: taken from the first checkpoint."""
@@ -40,7 +37,7 @@ class Finding:
     """Something the user should know before these files are merged.
 
     Attributes:
-        code: what kind it is; one of `ALLOWABLE` where an option overrides it.
+        code: what kind it is; what `--allow` takes where it may be overridden.
         severity: an `error` stops the merge.
         message: names the file, the tensor and the way out.
     """
@@ -154,6 +151,8 @@ def check_tensors(files: Sequence[CheckpointFile]) -> Iterator[Finding]:
             )
             break
     for file in files[1:]:
+        if file.header.tensors is first.header.tensors:
+            continue
         yield from _names(first, file)
         yield from _shapes(first, file)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
     from musubi_merge_ema.plan import Plan
 
 Schedules = list[Offer[ScheduleSpec]]
+
+SORTS = ("auto", "mtime", "saved", "step", "name")
+SKIPS = ("merges", "duplicates")
+ALLOWS = ("merges", "duplicates", "other_run", "quantized", "nonfinite")
 
 HELP = """Make one steadier model out of a training run's checkpoints (post-hoc EMA).
 
@@ -64,9 +67,6 @@ def ema_command(plugins: PluginManager) -> click.Command:
 
 
 def _own_parameters() -> list[click.Parameter]:
-    from musubi_merge_ema.checks import ALLOWABLE
-    from musubi_merge_ema.order import SORTS
-
     def flag(name: str, text: str) -> click.Option:
         return click.Option([name], is_flag=True, help=text)
 
@@ -89,8 +89,8 @@ def _own_parameters() -> list[click.Parameter]:
             "in all files disagree with it.",
         ),
         flag("--no_sort", "Keep the order of the command line."),
-        several("--skip", ("merges", "duplicates"), "Leave such files out. Repeatable."),
-        several("--allow", ALLOWABLE, "Merge in spite of this finding. Repeatable."),
+        several("--skip", SKIPS, "Leave such files out. Repeatable."),
+        several("--allow", ALLOWS, "Merge in spite of this finding. Repeatable."),
         flag("--force", "Replace an existing output."),
         flag("--dry_run", "Print the plan, read no tensor, write nothing."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print the plan as JSON."),
@@ -111,6 +111,8 @@ def _title(offer: Offer[ScheduleSpec]) -> str:
 
 
 def _run(ctx: click.Context, schedules: Schedules, **parameters: Any) -> None:
+    import json
+
     from musubi_merge_ema.plan import make_plan
     from musubi_merge_ema.report import as_data, as_text
 
@@ -133,6 +135,7 @@ def _run(ctx: click.Context, schedules: Schedules, **parameters: Any) -> None:
 
 
 def _merge(plan: Plan, console: Console, *, as_json: bool) -> None:
+    import json
     import os
 
     # No linear algebra here: without its threads numpy loads faster and forking stays clean.

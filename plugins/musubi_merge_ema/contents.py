@@ -1,15 +1,14 @@
-"""What only the tensors themselves can tell, found with a few small reads before anything is written."""
+"""What only the tensors themselves can tell, by a few small reads before anything is written."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 
 from musubi_merge_ema.checks import AVERAGED_DTYPES, Finding, equal_by_header, is_alpha
 from musubi_merge_ema.header import TensorInfo
 from musubi_merge_ema.inputs import CheckpointFile
-from musubi_merge_ema.kernel import close
+from musubi_merge_ema.kernel import as_numbers, close
 from musubi_merge_ema.reading import InputFile
 
 _PROBES = 16
@@ -46,28 +45,32 @@ def check_alphas(files: Sequence[CheckpointFile]) -> Iterator[Finding]:
     names = [name for name in first.header.tensors if is_alpha(name)]
     if not names:
         return
-    with ExitStack() as stack:
-        opened = [stack.enter_context(InputFile(file)) for file in files]
-        for file, source in zip(files[1:], opened[1:], strict=True):
+    with InputFile(first) as source:
+        expected = {name: source.read(name) for name in names}
+    for file in files[1:]:
+        with InputFile(file) as source:
             for name in names:
-                if not _same_alpha(opened[0], source, name):
-                    a, b = opened[0].values(name), source.values(name)
+                if not _same_alpha(source, name, first.header.tensors[name], expected[name]):
+                    ours = as_numbers(expected[name], first.header.tensors[name].dtype)
                     yield Finding(
                         "alpha",
                         "error",
-                        f"{file.shown}: {name} is {b[0]}, in {first.shown} {a[0]}; different "
-                        "alphas scale the weights differently, so their average means nothing",
+                        f"{file.shown}: {name} is {source.values(name)[0]}, in {first.shown} "
+                        f"{ours[0]}; different alphas scale the weights differently, so their "
+                        "average means nothing",
                     )
                     break
 
 
-def _same_alpha(first: InputFile, other: InputFile, name: str) -> bool:
-    a, b = first.tensors[name], other.tensors.get(name)
-    if b is None or a.shape != b.shape or (a.dtype != b.dtype and not _averaged(a, b)):
+def _same_alpha(source: InputFile, name: str, expected: TensorInfo, raw: bytes) -> bool:
+    tensor = source.tensors.get(name)
+    if tensor is None or tensor.shape != expected.shape:
         return True  # told of already, from the headers
-    if a.dtype == b.dtype and first.read(name) == other.read(name):
+    if tensor.dtype == expected.dtype and source.read(name) == raw:
         return True
-    return _averaged(a, b) and close(first.values(name), other.values(name))
+    if not _averaged(tensor, expected):
+        return tensor.dtype != expected.dtype
+    return close(as_numbers(raw, expected.dtype), source.values(name))
 
 
 def _averaged(a: TensorInfo, b: TensorInfo) -> bool:
@@ -83,10 +86,12 @@ def _probe(file: CheckpointFile) -> tuple[object, ...]:
             source.read_data(at, min(at + _PROBE_BYTES, data_bytes))
             for at in range(0, data_bytes, step)
         )
-    return (tuple(file.header.tensors.values()), probes)
+    return (data_bytes, probes)
 
 
 def _equal_data(a: CheckpointFile, b: CheckpointFile) -> bool:
+    if a.header.tensors != b.header.tensors:
+        return False
     with InputFile(a) as one, InputFile(b) as other:
         return all(
             one.read_data(at, end) == other.read_data(at, end)

@@ -108,26 +108,47 @@ class Crew:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _report(self, worker: int, writer: int) -> None:
-        with open(writer, "wb", buffering=0) as pipe:
-            with contextlib.suppress(BrokenPipeError):  # the parent is gone or has enough
-                try:
-                    for _ in self._work(worker):
-                        if self._stop:
-                            return
-                        pipe.write(_DONE)
-                except BrokenPipeError:
-                    raise
-                except Exception as error:
-                    pipe.write(_FAILED + _encode(error))
+        # a broken pipe: the parent is gone, or has heard enough
+        with open(writer, "wb", buffering=0) as pipe, contextlib.suppress(BrokenPipeError):
+            try:
+                for _ in self._work(worker):
+                    if self._stop:
+                        return
+                    pipe.write(_DONE)
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                pipe.write(_FAILED + _encode(error))
+
+
+class Alone:
+    """A crew of one without a process of its own: it works when it is waited for.
+
+    Args:
+        work: as for `Crew`.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._pieces = work(0)
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to stop."""
+
+    def wait(self, worker: int) -> None:  # noqa: ARG002  there is but one
+        """Do one more piece."""
+        next(self._pieces)
 
 
 def _encode(error: Exception) -> bytes:
-    known = isinstance(error, MusubiError)
+    known = error.messages if isinstance(error, MusubiError) else None
     told = {
         "input": isinstance(error, InputError),
         "errno": error.errno if isinstance(error, OSError) else None,
-        "messages": error.messages if known else [traceback.format_exc()],
-        "known": known,
+        "messages": known or [traceback.format_exc()],
+        "known": known is not None,
     }
     return json.dumps(told).encode()
 

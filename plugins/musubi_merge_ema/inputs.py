@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import math
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def expand(arguments: Iterable[str]) -> list[Path]:
     Raises:
         InputError: a pattern that matches nothing.
     """
-    paths = []
+    paths: list[Path] = []
     for argument in arguments:
         if glob.has_magic(argument) and not Path(argument).exists():
             matches = sorted(glob.glob(argument, recursive=True))
@@ -89,10 +88,11 @@ def read_all(paths: Iterable[Path]) -> list[CheckpointFile]:
     Raises:
         InputError: with one message for each file that cannot be used.
     """
-    files, mistakes = [], []
+    files: list[CheckpointFile] = []
+    mistakes: list[str] = []
     for path in paths:
         try:
-            files.append(_read(path))
+            files.append(_read(path, files[-1].header if files else None))
         except InputError as error:
             mistakes += error.messages
     if mistakes:
@@ -100,9 +100,9 @@ def read_all(paths: Iterable[Path]) -> list[CheckpointFile]:
     return files
 
 
-def _read(path: Path) -> CheckpointFile:
-    header = read_header(path)
-    status = os.stat(path)
+def _read(path: Path, like: Header | None) -> CheckpointFile:
+    header = read_header(path, like)
+    status = path.stat()
     checkpoint = Checkpoint(
         path=path,
         mtime_ns=status.st_mtime_ns,

@@ -6,7 +6,7 @@ multiply-add, 1 - beta formed in float64: bit for bit what musubi-tuner's script
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from musubi_merge_ema.header import DTYPE_BITS
 
 Array = NDArray[Any]
+Widener = Callable[[NDArray[np.float32], Array], None]
+"""Writes numbers of some dtype into an array of float32."""
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -36,6 +38,11 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     return np.dtype(f"{kind}{max(8, DTYPE_BITS[dtype]) // 8}")
 
 
+def as_bytes(values: Array) -> memoryview:
+    """A flat array's memory."""
+    return memoryview(values.view(np.uint8))  # type: ignore[arg-type]  # lacking in numpy's stubs
+
+
 def as_numbers(raw: bytes, dtype: str) -> Array:
     """A tensor's bytes as a flat array."""
     return np.frombuffer(raw, numpy_dtype(dtype))
@@ -51,51 +58,53 @@ class Averager:
 
     Args:
         capacity: numbers a chunk.
+        rates: N-1 decay rates in [0, 1] for N checkpoints.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._source = np.empty(capacity, np.float64)  # the widest dtype; also keeps it aligned
-        self._wide = np.empty(capacity, np.float32)
-        self._average = np.empty(capacity, np.float32)
-        self._count = 0
+    def __init__(self, capacity: int, rates: Sequence[float]) -> None:
+        self._source = np.empty(8 * capacity, np.uint8)  # room for the widest dtype
+        self._wide = self._all_wide = np.empty(capacity, np.float32)
+        self._average = self._all_average = np.empty(capacity, np.float32)
+        self._rates = [np.float32(rate) for rate in rates]
+        self._shares = [np.float32(1.0 - rate) for rate in rates]
 
     def source(self, dtype: str, count: int) -> Array:
         """The buffer into which the next `count` numbers of `dtype` are to be read."""
         numpy_dtype = NUMPY_DTYPES[dtype]
-        return self._source.view(np.uint8)[: count * numpy_dtype.itemsize].view(numpy_dtype)
+        return self._source[: count * numpy_dtype.itemsize].view(numpy_dtype)
 
-    def start(self, values: Array) -> None:
-        """Begin an average with the first checkpoint's values."""
-        self._count = len(values)
-        _widen(values, self._average[: self._count])
-
-    def add(self, values: Array, beta: float) -> None:
-        """Let `values` take part with 1 - beta.
+    def take(self, index: int, values: Array) -> None:
+        """Let checkpoint `index` take part; 0 begins a new average, then they come in order.
 
         Args:
-            values: as many as were given to `start`, any averaged dtype.
-            beta: decay rate in [0, 1].
+            index: which checkpoint.
+            values: its chunk, of any averaged dtype and as long as that of checkpoint 0.
         """
-        average, wide = self._average[: self._count], self._wide[: self._count]
-        share = np.float32(1.0 - beta)
+        if index == 0:
+            self._average = self._all_average[: len(values)]
+            self._wide = self._all_wide[: len(values)]
+            _widen(values, self._average)
+            return
+        average, wide = self._average, self._wide
+        share = self._shares[index - 1]
         if values.dtype == np.float32:
             np.multiply(values, share, out=wide)
         else:
             _widen(values, wide)
             if share != 1:
                 np.multiply(wide, share, out=wide)
-        np.multiply(average, np.float32(beta), out=average)
+        np.multiply(average, self._rates[index - 1], out=average)
         np.add(average, wide, out=average)
 
     def is_finite(self) -> bool:
         """Whether neither NaN nor infinity took part, not even with weight 0 (0 * inf is NaN)."""
-        return bool(np.isfinite(self._average[: self._count]).all())
+        return bool(np.isfinite(self._average).all())
 
     def result(self, dtype: str) -> memoryview:
-        """The average's bytes in `dtype`, rounded to nearest even; valid until the next `source`."""
-        out = self.source(dtype, self._count)
-        np.copyto(out, self._average[: self._count], casting="unsafe")
-        return memoryview(out.view(np.uint8))
+        """The bytes in `dtype`, rounded to nearest even; valid until the next `source`."""
+        out = self.source(dtype, len(self._average))
+        np.copyto(out, self._average, casting="unsafe")
+        return as_bytes(out)
 
 
 def first_not_finite(values: Array) -> int | None:
@@ -118,7 +127,8 @@ def quiet() -> np.errstate:
 
 
 def _widen(values: Array, out: NDArray[np.float32]) -> None:
-    _WIDEN.get(values.dtype, np.copyto)(out, values)
+    convert: Widener = _WIDEN.get(values.dtype, np.copyto)
+    convert(out, values)
 
 
 def _widen_double(out: NDArray[np.float32], values: Array) -> None:
@@ -142,9 +152,7 @@ def _widen_half(out: NDArray[np.float32], values: Array) -> None:
     np.multiply(out, _F16_TO_F32, out=out)
 
 
-def _widen_by_table(
-    table: NDArray[np.float32],
-) -> Callable[[NDArray[np.float32], Array], None]:
+def _widen_by_table(table: NDArray[np.float32]) -> Widener:
     def widen(out: NDArray[np.float32], values: Array) -> None:
         np.take(table, values.view(np.uint8), out=out, mode="clip")
 
@@ -156,7 +164,7 @@ def _table_of(dtype: str) -> NDArray[np.float32]:
     return np.arange(256, dtype=np.uint8).view(NUMPY_DTYPES[dtype]).astype(np.float32)
 
 
-_WIDEN: dict[np.dtype[Any], Callable[[NDArray[np.float32], Array], None]] = {
+_WIDEN: dict[np.dtype[Any], Widener] = {
     NUMPY_DTYPES["F64"]: _widen_double,
     NUMPY_DTYPES["F16"]: _widen_half,
     NUMPY_DTYPES["F8_E4M3"]: _widen_by_table(_table_of("F8_E4M3")),

@@ -14,7 +14,6 @@ from typing import Any
 from musubi_cli import InputError
 from musubi_merge_ema.inputs import CheckpointFile
 
-SORTS = ("auto", "mtime", "saved", "step", "name")
 GIVEN = "given"
 """The order of the command line (`--no_sort`)."""
 
@@ -29,7 +28,7 @@ class Order:
 
     Attributes:
         files: oldest first.
-        key: what they are ordered by, a member of `SORTS` other than `auto`, or `given`.
+        key: what they are ordered by, what `--sort` takes other than `auto`, or `given`.
         reason: a clause that completes "ordered by ...".
         surprising: whether the user should be told even without asking for the plan.
     """
@@ -45,7 +44,7 @@ def arrange(files: Sequence[CheckpointFile], sort: str) -> Order:
 
     Args:
         files: in the order of the command line, which decides between equals.
-        sort: a member of `SORTS`, or `given`.
+        sort: what `--sort` takes, or `given`.
 
     Raises:
         InputError: naming the files that lack the key asked for.

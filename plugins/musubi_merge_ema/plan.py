@@ -150,7 +150,7 @@ def make_plan(request: Request, *, read_contents: bool) -> Plan:
     files, merges = _without_merges(read_all(request.paths), request)
     order = arrange(files, request.sort)
     equal = _equal_files(order.files, read_contents=read_contents)
-    copies = []
+    copies: list[tuple[CheckpointFile, str]] = []
     if "duplicates" in request.skip:
         order, copies = _without_copies(order, equal)
         equal = []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 
+_HAS_PREADV = hasattr(os, "preadv")
 _seeking = threading.Lock()  # the position of a descriptor is shared by the threads that use it
 
 
 def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
     """Read into `buffer` from `offset` on; gives the number of bytes, 0 at the end of the file."""
-    if hasattr(os, "preadv"):
+    if _HAS_PREADV:
         return os.preadv(descriptor, [buffer], offset)
     return read_after_seek(descriptor, buffer, offset)
 

@@ -9,6 +9,7 @@ import io
 from types import TracebackType
 
 from musubi_cli import InputError
+from musubi_merge_ema.header import TensorInfo
 from musubi_merge_ema.inputs import CheckpointFile
 from musubi_merge_ema.kernel import Array, as_numbers
 from musubi_merge_ema.positioned import read_at
@@ -28,6 +29,8 @@ class InputFile:
             self._raw = io.FileIO(file.path, "r")
         except OSError as error:
             raise InputError(f"{file.shown}: cannot be opened: {error.strerror}") from error
+        self._descriptor = self._raw.fileno()
+        self._data_start = file.header.data_start
 
     def __enter__(self) -> InputFile:
         return self
@@ -46,12 +49,14 @@ class InputFile:
         Raises:
             InputError: the file ends early, so it was changed since its header was read.
         """
-        offset = self.file.header.data_start + position
+        offset = self._data_start + position
         while buffer:
             try:
-                count = read_at(self._raw.fileno(), buffer, offset)
+                count = read_at(self._descriptor, buffer, offset)
             except OSError as error:
                 raise InputError(f"{self.file.shown}: {error.strerror} while reading") from error
+            if count == len(buffer):
+                return
             if count == 0:
                 raise InputError(
                     f"{self.file.shown}: was cut short while it was being merged; "
@@ -59,6 +64,10 @@ class InputFile:
                 )
             buffer = buffer[count:]
             offset += count
+
+    def tensor_at(self, position: int) -> TensorInfo:
+        """The tensor that holds a byte of the data region."""
+        return next(t for t in self.tensors.values() if t.start <= position < t.end)
 
     def read_data(self, start: int, end: int) -> bytes:
         """Bytes [start, end) of the data region."""

@@ -16,7 +16,7 @@ from musubi_cli import Checkpoint, ScheduleSpec
 
 DEFAULT_SCHEDULE = "constant"
 SIGMA_REL_LIMIT = 1 / math.sqrt(12)
-"""Relative standard deviation of the uniform distribution on [0, T]: no power profile reaches it."""
+"""std/T of the uniform distribution on [0, T], which no power profile reaches."""
 
 
 def weights(rates: Sequence[float]) -> list[float]:
@@ -86,7 +86,7 @@ def power_rates(checkpoints: Sequence[Checkpoint], *, sigma_rel: float | None) -
     return [float((1.0 - 1.0 / (i + 1)) ** exponent) for i in range(len(checkpoints) - 1)]
 
 
-class Between(click.ParamType):
+class Between(click.ParamType[float]):
     """A finite number in a range, refused with a text that says what the limits mean.
 
     Args:

@@ -1,54 +1,31 @@
-"""Runs a plan: tensor by tensor, through buffers whose size depends on nothing."""
+"""Runs a plan: piece by piece, through buffers whose size depends on nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from musubi_cli import InputError, MusubiError, atomic_output, show_path, show_size
-from musubi_merge_ema.checks import AVERAGED_DTYPES, is_alpha
-from musubi_merge_ema.crew import Crew
-from musubi_merge_ema.header import DTYPE_BITS, LegacyHash, TensorInfo, encode, lay_out
-from musubi_merge_ema.inputs import MERGE_SPACES, CheckpointFile
-from musubi_merge_ema.kernel import Averager, as_numbers, first_not_finite, quiet
+from musubi_merge_ema.crew import Alone, Crew
+from musubi_merge_ema.encoding import LegacyHash, encode, lay_out
+from musubi_merge_ema.inputs import MERGE_SPACES
+from musubi_merge_ema.kernel import Averager, as_bytes, as_numbers, first_not_finite, quiet
+from musubi_merge_ema.pieces import PIECE_NUMBERS, Piece, cut
 from musubi_merge_ema.plan import Plan, Written
 from musubi_merge_ema.positioned import read_at, write_at
 from musubi_merge_ema.reading import InputFile
 
-PIECE_NUMBERS = 1 << 16
-"""Numbers averaged at a time: 128 kB of bfloat16, so that a core works in its own cache."""
 SMALL_BYTES = 32 << 20
 """Reading less than this is done before a second worker would have begun."""
 MAX_WORKERS = 8
+SYNC_BYTES = 64 << 20
+"""How much may wait to be written to disk while the workers go on."""
 
 _NO_HASHES = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive numbers of one tensor.
-
-    Attributes:
-        tensor: as it lies in the output.
-        first: index of its first number.
-        count: how many.
-    """
-
-    tensor: TensorInfo
-    first: int
-    count: int
-
-    def span(self, tensor: TensorInfo) -> tuple[int, int]:
-        """The same numbers' bytes in the data region of a file where they are `tensor`."""
-        size = DTYPE_BITS[tensor.dtype] // 8
-        start = tensor.start + self.first * size
-        return start, start + self.count * size
 
 
 def run(plan: Plan, progress: Callable[[int], None], *, workers: int | None = None) -> Written:
@@ -64,12 +41,10 @@ def run(plan: Plan, progress: Callable[[int], None], *, workers: int | None = No
         MusubiError: the output could not be written.
         Neither leaves anything behind.
     """
-    if workers is None:
-        workers = _useful_workers(plan)
     _raise_open_file_limit(len(plan.files) * 2 + 64)
     try:
         with atomic_output(plan.output, overwrite=plan.force) as descriptor:
-            return _write(plan, descriptor, progress, workers)
+            return _write(plan, descriptor, progress, workers or _useful_workers(plan))
     except FileExistsError:
         raise InputError(
             f"{show_path(plan.output)}: appeared during the merge and was left as it is; "
@@ -81,25 +56,28 @@ def run(plan: Plan, progress: Callable[[int], None], *, workers: int | None = No
 
 def _write(plan: Plan, descriptor: int, progress: Callable[[int], None], workers: int) -> Written:
     tensors = lay_out(plan.files[0].header.tensors.values())
+    pieces = cut(tensors, [file.header for file in plan.files])
     header = encode(tensors, plan.metadata | _NO_HASHES, spaces=MERGE_SPACES)
     size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
     os.truncate(descriptor, size)
 
-    todo = pieces(tensors)
-
     def work(worker: int) -> Iterator[None]:
-        return _merge(plan, todo[worker::workers], descriptor, len(header))
+        return _merge(plan, pieces[worker::workers], descriptor, len(header))
 
-    buffer = memoryview(bytearray(8 * PIECE_NUMBERS))
     model, legacy = hashlib.sha256(), LegacyHash(tensors, plan.metadata)
-    with Crew(workers, work) if workers > 1 else _Alone(work(0)) as crew:
-        for number, piece in enumerate(todo):
+    unsynced = 0
+    buffer = memoryview(bytearray(8 * PIECE_NUMBERS))
+    with Crew(workers, work) if workers > 1 else Alone(work) as crew:
+        for number, piece in enumerate(pieces):
             crew.wait(number % workers)
-            start, end = piece.span(piece.tensor)
-            data = _read_back(descriptor, len(header) + start, buffer[: end - start])
+            data = _read_back(descriptor, len(header) + piece.start, buffer[: piece.nbytes])
             model.update(data)
             legacy.update(data)
             progress(len(plan.files) * len(data))
+            unsynced += len(data)
+            if unsynced >= SYNC_BYTES and workers > 1:
+                os.fsync(descriptor)  # here the workers go on meanwhile, at the end all would wait
+                unsynced = 0
     written = Written(model.hexdigest(), legacy.digest(), size)
     hashes = {"sshs_model_hash": written.model_hash, "sshs_legacy_hash": written.legacy_hash}
     finished = encode(tensors, plan.metadata | hashes, spaces=MERGE_SPACES)
@@ -107,80 +85,55 @@ def _write(plan: Plan, descriptor: int, progress: Callable[[int], None], workers
     return written
 
 
-class _Alone:
-    """Stands in for a crew of one: works when it is waited for."""
-
-    def __init__(self, work: Iterator[None]) -> None:
-        self._work = work
-
-    def __enter__(self) -> _Alone:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def wait(self, worker: int) -> None:  # noqa: ARG002  there is but one
-        next(self._work)
-
-
-def pieces(tensors: dict[str, TensorInfo]) -> list[Piece]:
-    """All numbers of all tensors, in the order of the output."""
-    result = []
-    for tensor in tensors.values():
-        numbers = math.prod(tensor.shape)
-        for first in range(0, numbers, PIECE_NUMBERS):
-            result.append(Piece(tensor, first, min(PIECE_NUMBERS, numbers - first)))
-    return result
-
-
-def _merge(plan: Plan, share: Sequence[Piece], descriptor: int, data_start: int) -> Iterator[None]:
-    averager = Averager(PIECE_NUMBERS)
+def _merge(plan: Plan, pieces: Sequence[Piece], descriptor: int, data_start: int) -> Iterator[None]:
+    """Put each piece into the output, and yield after it."""
+    averager = Averager(PIECE_NUMBERS, plan.rates)
     with ExitStack() as stack:
         stack.enter_context(quiet())
         files = [stack.enter_context(InputFile(file)) for file in plan.files]
-        for piece in share:
-            name, dtype = piece.tensor.name, piece.tensor.dtype
-            start, end = piece.span(piece.tensor)
-            if dtype not in AVERAGED_DTYPES:
-                kept = files[0].tensors[name]
-                data = memoryview(files[0].read_data(*piece.span(kept)))
-            else:
-                rates = [] if is_alpha(name) else plan.rates
-                data = _average(piece, files[: len(rates) + 1], rates, averager)
+        for piece in pieces:
+            if piece.averaged:
+                data = _average(piece, files, averager)
                 if not averager.is_finite() and not plan.allows("nonfinite"):
-                    raise InputError(_culprit(piece, plan.files))
-            write_at(descriptor, data, data_start + start)
+                    raise InputError(_culprit(piece, files))
+            else:
+                start = piece.parts[0].start
+                data = memoryview(files[0].read_data(start, start + piece.nbytes))
+            write_at(descriptor, data, data_start + piece.start)
             yield
 
 
-def _average(
-    piece: Piece, files: Sequence[InputFile], rates: Sequence[float], averager: Averager
-) -> memoryview:
-    name = piece.tensor.name
-    for index, file in enumerate(files):
-        tensor = file.tensors[name]
-        values = averager.source(tensor.dtype, piece.count)
-        file.fill(memoryview(values.view("u1")), piece.span(tensor)[0])
-        if index == 0:
-            averager.start(values)
-        else:
-            averager.add(values, rates[index - 1])
-    return averager.result(piece.tensor.dtype)
+def _average(piece: Piece, files: Sequence[InputFile], averager: Averager) -> memoryview:
+    dtype = None
+    for index, (file, part) in enumerate(zip(files, piece.parts, strict=True)):
+        if part.dtype != dtype:
+            dtype = part.dtype
+            values = averager.source(dtype, piece.count)
+            buffer = as_bytes(values)
+        file.fill(buffer, part.start)
+        averager.take(index, values)
+        if index == 0 and piece.alphas:
+            first = bytes(averager.result(piece.dtype))
+    result = averager.result(piece.dtype)
+    for alpha in piece.alphas:
+        result[alpha] = first[alpha]
+    return result
 
 
-def _culprit(piece: Piece, files: Sequence[CheckpointFile]) -> str:
-    name = piece.tensor.name
-    for file in files:
-        tensor = file.header.tensors[name]
-        with InputFile(file) as source:
-            values = as_numbers(source.read_data(*piece.span(tensor)), tensor.dtype)
+def _culprit(piece: Piece, files: Sequence[InputFile]) -> str:
+    """Which file and tensor spoilt a piece."""
+    for file, part in zip(files, piece.parts, strict=True):
+        size = as_numbers(b"", part.dtype).itemsize
+        values = as_numbers(file.read_data(part.start, part.start + piece.count * size), part.dtype)
         at = first_not_finite(values)
         if at is not None:
+            tensor = file.tensor_at(part.start + at * size)
+            index = (part.start - tensor.start) // size + at
             return (
-                f"{file.shown}: tensor {name} holds {values[at]} at index {piece.first + at}, "
+                f"{file.file.shown}: tensor {tensor.name} holds {values[at]} at index {index}, "
                 "which would spoil the average; leave the file out, or --allow nonfinite"
             )
-    return f"tensor {name} overflows float32 when averaged; --allow nonfinite accepts that"
+    return "the average overflows float32; --allow nonfinite accepts that"
 
 
 def _useful_workers(plan: Plan) -> int:
