@@ -110,9 +110,9 @@ def obstacle(path: Path, nbytes: int) -> str | None:
     import shutil
 
     folder = (path.resolve() if path.is_symlink() else path).absolute().parent
-    if path.is_dir():
+    if os.path.isdir(path):
         return "is a folder; name the file to write in it"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"its folder does not exist; make it with: mkdir -p {show_path(folder)}"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"the folder {show_path(folder)} is not writable; choose another place"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -237,7 +238,7 @@ def check_output(output: Path, *, force: bool, needed: int) -> Iterator[Finding]
     problem = obstacle(output, needed)
     if problem:
         yield Finding("output", "error", f"{show_path(output)}: {problem}")
-    elif output.exists() and not force:
+    elif os.path.lexists(output) and not force:
         yield Finding(
             "output", "error", f"{show_path(output)}: exists already; --force replaces it"
         )

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from musubi_cli import (
     Console,
@@ -161,11 +162,9 @@ def _request(
 ) -> Any:
     from musubi_merge_ema.choice import choose, given_options, option_names
     from musubi_merge_ema.inputs import expand
-    from musubi_merge_ema.order import GIVEN
     from musubi_merge_ema.plan import Request
 
-    if parameters["no_sort"] and ctx.get_parameter_source("sort") == 3:
-        raise click.UsageError("--no_sort and --sort exclude each other; give one of them.")
+    sort = _sort(ctx, parameters)
     given = given_options(ctx, schedules)
     if name := parameters["schedule"]:
         schedule = next(offer for offer in schedules if offer.value.name == name)
@@ -180,8 +179,23 @@ def _request(
         output=parameters["output_file"],
         schedule=schedule,
         values={name: parameters[name] for name in option_names(schedule)},
-        sort=GIVEN if parameters["no_sort"] else parameters["sort"],
+        sort=sort,
         allow=parameters["allow"],
         skip=parameters["skip"],
         force=parameters["force"],
     )
+
+
+def _sort(ctx: click.Context, parameters: dict[str, Any]) -> str:
+    from musubi_merge_ema.order import GIVEN
+
+    typed = {
+        name
+        for name in ("sort", "no_sort")
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if len(typed) == 2:
+        raise click.UsageError("--no_sort and --sort exclude each other; give one of them.")
+    if parameters["no_sort"] and "sort" not in typed:
+        return GIVEN
+    return str(parameters["sort"])

@@ -116,9 +116,9 @@ def read_header(path: Path, like: Header | None = None) -> Header:
         InputError: the file is missing, unreadable, a folder, cut short or damaged, with its name.
     """
     name = show_path(path)
-    if path.is_dir():
-        raise InputError(f"{name}: is a folder; name the files in it, such as {name}/*.safetensors")
     try:
+        if path.is_dir():
+            raise InputError(f"{name}: is a folder; name its files, such as {name}/*.safetensors")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             return _parse(file.read(8), file.read, size, like)
@@ -206,7 +206,9 @@ def _in_place(tensors: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
 def _tensor(name: str, entry: Any) -> TensorInfo:
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+        whole = type(dtype) is str and all(
+            type(n) is int and n >= 0 for n in (*shape, start, end)
+        )
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def expand(arguments: Iterable[str]) -> list[Path]:
     """
     paths: list[Path] = []
     for argument in arguments:
-        if glob.has_magic(argument) and not Path(argument).exists():
+        if glob.has_magic(argument) and not os.path.exists(argument):
             matches = sorted(glob.glob(argument, recursive=True))
             if not matches:
                 raise InputError(f"{show_path(argument)}: no file matches this pattern")
