@@ -6,8 +6,8 @@
 
 Makes its own files once (--folder), then runs in turn, --rounds times:
 
-    floor      read all inputs in 1 MiB blocks with as many processes as musubi uses, sha256 as many
-               bytes as the output has, write and fsync them
+    floor      read all inputs, with a process a core and in blocks that fit its cache; sha256,
+               write and fsync as many bytes as the output has
     musubi     the installed command, a process of its own
     plain      load every file with torch, merge in float32, hash, save (skipped without torch)
 
@@ -34,15 +34,13 @@ from pathlib import Path
 
 import numpy as np
 
-BLOCK = 1 << 20
+BLOCK = 1 << 17
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}
 LINEAR = (3072, 3072, 3072, 12288)  # widths of the layers in one block of a DiT
 
 
 def layout(kind: str, dtype: str, nbytes: int) -> list[tuple[str, list[int]]]:
-    """Tensor names and shapes of about `nbytes` in all: a LoRA, a LoRA of many small layers, or one
-    checkpoint of large matrices.
-    """
+    """Names and shapes of about `nbytes`: a LoRA, one of many small layers, or large matrices."""
     item = ITEM_BYTES[dtype]
     tensors: list[tuple[str, list[int]]] = []
     total = block = 0
@@ -52,7 +50,7 @@ def layout(kind: str, dtype: str, nbytes: int) -> list[tuple[str, list[int]]]:
             if kind == "whole":
                 fresh = [(f"blocks.{block}.layer_{layer}.weight", [width, 3072])]
             else:
-                rank, inner = (32, width) if kind == "lora" else (4, width // 16)
+                rank, inner = (32, width) if kind == "lora" else (4, width // 3)
                 fresh = [
                     (f"{name}.alpha", []),
                     (f"{name}.lora_down.weight", [rank, inner]),

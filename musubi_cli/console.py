@@ -136,7 +136,7 @@ def bar(fraction: float, width: int, *, of: float = 1.0) -> str:
     if fraction > 0:
         eighths = max(eighths, 1)
     full, rest = divmod(eighths, 8)
-    return "█" * full + ("", *"▏▎▍▌▋▊▉")[rest]
+    return "█" * full + " ▏▎▍▌▋▊▉"[rest].strip()
 
 
 def _rate(done: int | None, seconds: float) -> str:
@@ -149,6 +149,6 @@ def _encodable(text: str, encoding: str | None) -> str:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        plain: str = text.translate(str.maketrans("█▏▎▍▌▋▊▉", "########"))
-        return plain.encode(encoding, "backslashreplace").decode(encoding)
+        text = text.translate(dict.fromkeys(map(ord, "█▏▎▍▌▋▊▉"), "#"))
+        return text.encode(encoding, "backslashreplace").decode(encoding)
     return text

@@ -30,7 +30,8 @@ Work = Callable[[int], Iterator[None]]
 class Crew:
     """A context manager in which `work(0)` .. `work(count - 1)` run side by side.
 
-    On leaving, workers that are not finished are stopped.
+    Worker 0 is the caller itself: it works while it waits for itself. On leaving, workers that are
+    not finished are stopped.
 
     Args:
         count: how many workers.
@@ -42,20 +43,20 @@ class Crew:
         self._count = count
         self._work = work
         self._forks = forks
-        self._pipes: list[int] = []
+        self._own = work(0)
+        self._pipes: dict[int, int] = {}
         self._children: list[int] = []
         self._threads: list[threading.Thread] = []
         self._stop = False
 
     def __enter__(self) -> Crew:
-        for worker in range(self._count):
-            reader, writer = os.pipe()
-            self._pipes.append(reader)
+        for worker in range(1, self._count):
+            self._pipes[worker], writer = os.pipe()
             if self._forks:
                 self._children.append(self._fork(worker, writer))
                 os.close(writer)
             else:
-                thread = threading.Thread(target=self._report, args=(worker, writer), daemon=True)
+                thread = threading.Thread(target=self._report, args=(worker, writer))
                 self._threads.append(thread)
                 thread.start()
         return self
@@ -67,7 +68,7 @@ class Crew:
         trace: TracebackType | None,
     ) -> None:
         self._stop = True
-        for pipe in self._pipes:
+        for pipe in self._pipes.values():
             os.close(pipe)
         for child in self._children:
             with contextlib.suppress(ProcessLookupError):
@@ -82,6 +83,9 @@ class Crew:
         Raises:
             MusubiError: the worker's own, or it died.
         """
+        if worker == 0:
+            next(self._own)
+            return
         told = os.read(self._pipes[worker], 1)
         if told == _DONE:
             return
@@ -98,7 +102,9 @@ class Crew:
                 return child
             code = 1
             try:
-                for pipe in self._pipes:  # else a worker would not notice that nobody reads
+                for (
+                    pipe
+                ) in self._pipes.values():  # else a worker would not notice that nobody reads
                     os.close(pipe)
                 self._report(worker, writer)
                 code = 0
@@ -119,27 +125,6 @@ class Crew:
                 raise
             except Exception as error:
                 pipe.write(_FAILED + _encode(error))
-
-
-class Alone:
-    """A crew of one without a process of its own: it works when it is waited for.
-
-    Args:
-        work: as for `Crew`.
-    """
-
-    def __init__(self, work: Work) -> None:
-        self._pieces = work(0)
-
-    def __enter__(self) -> Alone:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Nothing to stop."""
-
-    def wait(self, worker: int) -> None:  # noqa: ARG002  there is but one
-        """Do one more piece."""
-        next(self._pieces)
 
 
 def _encode(error: Exception) -> bytes:

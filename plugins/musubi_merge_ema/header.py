@@ -206,9 +206,7 @@ def _in_place(tensors: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
 def _tensor(name: str, entry: Any) -> TensorInfo:
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = type(dtype) is str and all(
-            type(n) is int and n >= 0 for n in (*shape, start, end)
-        )
+        whole = type(dtype) is str and all(type(n) is int and n >= 0 for n in (*shape, start, end))
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:

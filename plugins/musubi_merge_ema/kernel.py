@@ -6,7 +6,7 @@ multiply-add, 1 - beta formed in float64: bit for bit what musubi-tuner's script
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from musubi_merge_ema.header import DTYPE_BITS
 
 Array = NDArray[Any]
-Widener = Callable[[NDArray[np.float32], Array], None]
-"""Writes numbers of some dtype into an array of float32."""
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -48,8 +46,9 @@ def as_numbers(raw: bytes, dtype: str) -> Array:
     return np.frombuffer(raw, numpy_dtype(dtype))
 
 
+_ONE: np.float32 = np.float32(1)
 _F16_EXPONENT = 0x7C00
-_F16_TO_F32 = np.float32(2.0**112)
+_F16_TO_F32: np.float32 = np.float32(2.0**112)
 """What is lacking when the bits of a half stand in a single: the difference of the biases."""
 
 
@@ -83,16 +82,14 @@ class Averager:
         if index == 0:
             self._average = self._all_average[: len(values)]
             self._wide = self._all_wide[: len(values)]
-            _widen(values, self._average)
+            _scale(self._average, _widen(values, self._average))
             return
         average, wide = self._average, self._wide
         share = self._shares[index - 1]
         if values.dtype == np.float32:
             np.multiply(values, share, out=wide)
         else:
-            _widen(values, wide)
-            if share != 1:
-                np.multiply(wide, share, out=wide)
+            _scale(wide, share * _widen(values, wide))
         np.multiply(average, self._rates[index - 1], out=average)
         np.add(average, wide, out=average)
 
@@ -109,9 +106,7 @@ class Averager:
 
 def first_not_finite(values: Array) -> int | None:
     """Index of the first NaN or infinity."""
-    wide = np.empty(len(values), np.float32)
-    _widen(values, wide)
-    finite = np.isfinite(wide)
+    finite = np.isfinite(values.astype(np.float32))
     return None if finite.all() else int(np.argmin(finite))
 
 
@@ -126,37 +121,38 @@ def quiet() -> np.errstate:
     return np.errstate(all="ignore")
 
 
-def _widen(values: Array, out: NDArray[np.float32]) -> None:
-    convert: Widener = _WIDEN.get(values.dtype, np.copyto)
-    convert(out, values)
+def _scale(values: NDArray[np.float32], factor: np.float32) -> None:
+    if factor != 1:
+        np.multiply(values, factor, out=values)
 
 
-def _widen_double(out: NDArray[np.float32], values: Array) -> None:
-    np.copyto(out, values, casting="same_kind")
+def _widen(values: Array, out: NDArray[np.float32]) -> np.float32:
+    """Convert to float32, up to the power of two that is given back and still to be applied."""
+    if values.dtype == np.float16:
+        return _widen_half(values, out)
+    table = _TABLES.get(values.dtype)
+    if table is None:
+        np.copyto(out, values, casting="same_kind")
+    else:
+        np.take(table, values.view(np.uint8), out=out, mode="clip")
+    return _ONE
 
 
-def _widen_half(out: NDArray[np.float32], values: Array) -> None:
-    """Three times as fast as numpy's own conversion, which goes number by number.
+def _widen_half(values: Array, out: NDArray[np.float32]) -> np.float32:
+    """Several times as fast as numpy's own conversion, which goes number by number.
 
-    The bits of a half, moved to the places of a single, are that number times 2^-112; the sign is
-    carried along by the arithmetic of signed integers.
+    The bits of a half, moved to the places of a single, are that number times 2^-112, denormal or
+    not; the sign is carried along by the arithmetic of signed integers.
     """
-    bits = values.view(np.int16)
-    if np.bitwise_and(bits, _F16_EXPONENT).max(initial=0) == _F16_EXPONENT:
+    bits, moved = values.view(np.int16), out.view(np.int32)
+    exponents = np.bitwise_and(bits, _F16_EXPONENT, out=moved.view(np.int16)[: len(bits)])
+    if exponents.max(initial=0) == _F16_EXPONENT:
         np.copyto(out, values)  # NaN and infinity have no place in that scale
-        return
-    moved = out.view(np.int32)
+        return _ONE
     np.copyto(moved, bits)
     np.left_shift(moved, 13, out=moved)
     np.bitwise_and(moved, np.int32(-0x70002000), out=moved)
-    np.multiply(out, _F16_TO_F32, out=out)
-
-
-def _widen_by_table(table: NDArray[np.float32]) -> Widener:
-    def widen(out: NDArray[np.float32], values: Array) -> None:
-        np.take(table, values.view(np.uint8), out=out, mode="clip")
-
-    return widen
+    return _F16_TO_F32
 
 
 def _table_of(dtype: str) -> NDArray[np.float32]:
@@ -164,10 +160,4 @@ def _table_of(dtype: str) -> NDArray[np.float32]:
     return np.arange(256, dtype=np.uint8).view(NUMPY_DTYPES[dtype]).astype(np.float32)
 
 
-_WIDEN: dict[np.dtype[Any], Widener] = {
-    NUMPY_DTYPES["F64"]: _widen_double,
-    NUMPY_DTYPES["F16"]: _widen_half,
-    NUMPY_DTYPES["F8_E4M3"]: _widen_by_table(_table_of("F8_E4M3")),
-    NUMPY_DTYPES["F8_E5M2"]: _widen_by_table(_table_of("F8_E5M2")),
-}
-"""Conversions to float32 that are not best left to `numpy.copyto`."""
+_TABLES = {NUMPY_DTYPES[dtype]: _table_of(dtype) for dtype in ("F8_E4M3", "F8_E5M2")}

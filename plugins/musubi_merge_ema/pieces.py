@@ -18,6 +18,8 @@ from musubi_merge_ema.header import DTYPE_BITS, Header, TensorInfo
 PIECE_NUMBERS = 96 << 10
 """Numbers in a piece: 192 kB of bfloat16, so that a core works in its own cache."""
 
+HASH_COST = 2
+
 
 @dataclass(frozen=True)
 class Part:
@@ -134,3 +136,27 @@ def _overlap(span: tuple[int, int], low: int, high: int) -> bool:
 
 def _within(span: tuple[int, int], low: int, high: int) -> slice:
     return slice(max(span[0], low) - low, min(span[1], high) - low)
+
+
+def share_out(count: int, files: int, workers: int) -> list[int]:
+    """Which worker does which piece, so that all are busy equally long.
+
+    Worker 0 also hashes every piece, which takes as long as mixing in HASH_COST files.
+
+    >>> share_out(8, files=20, workers=2)
+    [1, 1, 0, 1, 0, 1, 0, 1]
+    >>> share_out(4, files=2, workers=3)
+    [1, 2, 1, 2]
+    """
+    others = workers - 1
+    if others == 0:
+        return [0] * count
+    own = max(0.0, (files - HASH_COST * others) / (files * workers))
+    owners, turn = [], 0
+    for piece in range(count):
+        if int((piece + 1) * own) > int(piece * own):
+            owners.append(0)
+        else:
+            owners.append(1 + turn % others)
+            turn += 1
+    return owners

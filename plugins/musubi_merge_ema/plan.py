@@ -12,7 +12,9 @@ from typing import Any
 from musubi_cli import InputError, Offer, PluginError, ScheduleSpec
 from musubi_merge_ema import checks
 from musubi_merge_ema.checks import Finding
-from musubi_merge_ema.inputs import CheckpointFile, read_all
+from musubi_merge_ema.encoding import encode, lay_out
+from musubi_merge_ema.header import TensorInfo
+from musubi_merge_ema.inputs import MERGE_SPACES, CheckpointFile, read_all
 from musubi_merge_ema.order import Order, arrange, contradictions
 from musubi_merge_ema.schedules import effective_count, weights
 
@@ -100,10 +102,20 @@ class Plan:
         """Bytes of tensors to read."""
         return sum(file.header.data_bytes for file in self.files)
 
-    @property
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The output's tensors where they will lie; the oldest file decides what they are."""
+        return lay_out(self.files[0].header.tensors.values())
+
+    def header(self, model_hash: str = "0" * 64, legacy_hash: str = "0" * 8) -> bytes:
+        """The output's header; its length does not depend on the hashes."""
+        hashes = {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
+        return encode(self.tensors, self.metadata | hashes, spaces=MERGE_SPACES)
+
+    @cached_property
     def output_bytes(self) -> int:
-        """Bytes of tensors to write."""
-        return self.files[0].header.data_bytes
+        """Size of the output."""
+        return len(self.header()) + self.files[0].header.data_bytes
 
     @property
     def errors(self) -> list[str]:
@@ -127,12 +139,10 @@ class Written:
     Attributes:
         model_hash: `sshs_model_hash`.
         legacy_hash: `sshs_legacy_hash`.
-        nbytes: size of the file.
     """
 
     model_hash: str
     legacy_hash: str
-    nbytes: int
 
 
 def make_plan(request: Request, *, read_contents: bool) -> Plan:
@@ -161,14 +171,18 @@ def make_plan(request: Request, *, read_contents: bool) -> Plan:
     findings = [
         *checks.check_merges(order.files, request.output),
         *checks.check_duplicates(equal),
-        *_findings(request, order),
+        *checks.check_runs(order.files),
+        *checks.check_tensors(order.files),
+        *_about_order(order),
         *_about_weights(order, weights(rates)),
     ]
     if read_contents:
         from musubi_merge_ema.contents import check_alphas
 
         findings += check_alphas(order.files)
-    return Plan(request, order, skipped, rates, tuple(_allowed(findings, request.allow)))
+    plan = Plan(request, order, skipped, rates, ())
+    findings += checks.check_output(plan.output, force=plan.force, needed=plan.output_bytes)
+    return replace(plan, findings=tuple(_allowed(findings, request.allow)))
 
 
 def _equal_files(
@@ -181,13 +195,7 @@ def _equal_files(
     return equal_files(files)
 
 
-def _findings(request: Request, order: Order) -> Iterable[Finding]:
-    files = order.files
-    yield from checks.check_output(
-        request.output, force=request.force, needed=files[0].header.data_bytes
-    )
-    yield from checks.check_runs(files)
-    yield from checks.check_tensors(files)
+def _about_order(order: Order) -> Iterable[Finding]:
     if order.surprising:
         yield Finding("order", "warning", f"ordered by {order.reason}")
     for text in contradictions(order):

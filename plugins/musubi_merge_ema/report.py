@@ -67,7 +67,7 @@ def as_data(plan: Plan, written: Written | None = None, seconds: float = 0.0) ->
         data["written"] = {
             "sshs_model_hash": written.model_hash,
             "sshs_legacy_hash": written.legacy_hash,
-            "bytes": written.nbytes,
+            "bytes": plan.output_bytes,
             "seconds": round(seconds, 3),
         }
     return data
@@ -78,7 +78,7 @@ def as_line(plan: Plan, written: Written, seconds: float) -> str:
     rate = show_size(plan.input_bytes / seconds)
     return (
         f"{show_path(plan.output)}: {len(plan.files)} files merged, {shown_schedule(plan)}, "
-        f"{show_size(written.nbytes)} in {seconds:.1f} s ({rate}/s read), "
+        f"{show_size(plan.output_bytes)} in {seconds:.1f} s ({rate}/s read), "
         f"sshs_model_hash {written.model_hash[:12]}"
     )
 

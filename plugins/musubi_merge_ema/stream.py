@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 from musubi_cli import InputError, MusubiError, atomic_output, show_path, show_size
-from musubi_merge_ema.crew import Alone, Crew
-from musubi_merge_ema.encoding import LegacyHash, encode, lay_out
-from musubi_merge_ema.inputs import MERGE_SPACES
+from musubi_merge_ema.crew import Crew
+from musubi_merge_ema.encoding import LegacyHash
 from musubi_merge_ema.kernel import Averager, as_bytes, as_numbers, first_not_finite, quiet
-from musubi_merge_ema.pieces import PIECE_NUMBERS, Piece, cut
+from musubi_merge_ema.pieces import PIECE_NUMBERS, Piece, cut, share_out
 from musubi_merge_ema.plan import Plan, Written
 from musubi_merge_ema.positioned import read_at, write_at
 from musubi_merge_ema.reading import InputFile
@@ -24,8 +23,6 @@ SMALL_BYTES = 32 << 20
 MAX_WORKERS = 8
 SYNC_BYTES = 64 << 20
 """How much may wait to be written to disk while the workers go on."""
-
-_NO_HASHES = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
 
 
 def run(plan: Plan, progress: Callable[[int], None], *, workers: int | None = None) -> Written:
@@ -55,22 +52,22 @@ def run(plan: Plan, progress: Callable[[int], None], *, workers: int | None = No
 
 
 def _write(plan: Plan, descriptor: int, progress: Callable[[int], None], workers: int) -> Written:
-    tensors = lay_out(plan.files[0].header.tensors.values())
-    pieces = cut(tensors, [file.header for file in plan.files])
-    header = encode(tensors, plan.metadata | _NO_HASHES, spaces=MERGE_SPACES)
-    size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
-    os.truncate(descriptor, size)
+    pieces = cut(plan.tensors, [file.header for file in plan.files])
+    owners = share_out(len(pieces), len(plan.files), workers)
+    data_start = len(plan.header())
+    os.truncate(descriptor, plan.output_bytes)
 
     def work(worker: int) -> Iterator[None]:
-        return _merge(plan, pieces[worker::workers], descriptor, len(header))
+        share = [piece for piece, owner in zip(pieces, owners, strict=True) if owner == worker]
+        return _merge(plan, share, descriptor, data_start)
 
-    model, legacy = hashlib.sha256(), LegacyHash(tensors, plan.metadata)
+    model, legacy = hashlib.sha256(), LegacyHash(plan.tensors, plan.metadata)
     unsynced = 0
     buffer = memoryview(bytearray(8 * PIECE_NUMBERS))
-    with Crew(workers, work) if workers > 1 else Alone(work) as crew:
-        for number, piece in enumerate(pieces):
-            crew.wait(number % workers)
-            data = _read_back(descriptor, len(header) + piece.start, buffer[: piece.nbytes])
+    with Crew(workers, work) as crew:
+        for piece, owner in zip(pieces, owners, strict=True):
+            crew.wait(owner)
+            data = _read_back(descriptor, data_start + piece.start, buffer[: piece.nbytes])
             model.update(data)
             legacy.update(data)
             progress(len(plan.files) * len(data))
@@ -78,10 +75,8 @@ def _write(plan: Plan, descriptor: int, progress: Callable[[int], None], workers
             if unsynced >= SYNC_BYTES and workers > 1:
                 os.fsync(descriptor)  # here the workers go on meanwhile, at the end all would wait
                 unsynced = 0
-    written = Written(model.hexdigest(), legacy.digest(), size)
-    hashes = {"sshs_model_hash": written.model_hash, "sshs_legacy_hash": written.legacy_hash}
-    finished = encode(tensors, plan.metadata | hashes, spaces=MERGE_SPACES)
-    write_at(descriptor, memoryview(finished), 0)
+    written = Written(model.hexdigest(), legacy.digest())
+    write_at(descriptor, memoryview(plan.header(written.model_hash, written.legacy_hash)), 0)
     return written
 
 

@@ -73,7 +73,10 @@ def test_several_values_or_one_for_a_repeatable_option(folder):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[merge.ema]\nsigma_rell = 0.1", "'sigma_rell' is no option of ema; did you mean 'sigma_rel'?"),
+        (
+            "[merge.ema]\nsigma_rell = 0.1",
+            "'sigma_rell' is no option of ema; did you mean 'sigma_rel'?",
+        ),
         ("[merge.emma]\nbeta = 0.1", "[emma] is no command; did you mean 'ema'?"),
         ("[merge]\nbeta = 0.1", "'beta' stands outside"),
         ("beta = 0.1", "'beta' stands outside"),
@@ -105,7 +108,7 @@ def test_a_wrong_value_says_where_it_is_set(folder):
     assert "It is set by MUSUBI_MERGE_EMA_SIGMA_REL" in ran.err
 
 
-def test_a_missing_config_file_is_named(folder):
+def test_a_missing_config_file_is_named():
     ran = run("--config", "nothere.toml", "plugins")
     assert ran.code == 2
     assert "nothere.toml" in ran.err
@@ -118,7 +121,10 @@ def test_version():
 
 def test_it_runs_as_a_module():
     done = subprocess.run(
-        [sys.executable, "-m", "musubi_cli", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "musubi_cli", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.startswith("musubi ")
 
@@ -134,7 +140,13 @@ HEAVY = ("torch", "transformers", "numpy", "PIL", "safetensors", "rich", "ml_dty
 
 @pytest.mark.parametrize(
     "command",
-    [["--help"], ["merge", "--help"], ["merge", "ema", "--help"], ["plugins"], ["completion", "bash"]],
+    [
+        ["--help"],
+        ["merge", "--help"],
+        ["merge", "ema", "--help"],
+        ["plugins"],
+        ["completion", "bash"],
+    ],
 )
 def test_start_up_is_light(command):
     code = (
@@ -177,10 +189,11 @@ def test_tab_completes(words, expected):
     assert done.stderr == ""
 
 
-def test_a_bug_says_that_it_is_one_and_verbose_shows_where(folder, monkeypatch):
+@pytest.mark.usefixtures("folder")
+def test_a_bug_says_that_it_is_one_and_verbose_shows_where(monkeypatch):
     from musubi_merge_ema import plan as plan_module
 
-    def broken(*args, **kwargs):
+    def broken(*_):
         raise RuntimeError("an inner thing broke")
 
     monkeypatch.setattr(plan_module, "arrange", broken)  # no real bug is at hand to show
@@ -194,7 +207,11 @@ def test_a_bug_says_that_it_is_one_and_verbose_shows_where(folder, monkeypatch):
 
 def test_a_reader_that_stops_reading_is_no_error():
     done = subprocess.run(
-        f"{COMMAND} merge ema --help | head -1", shell=True, capture_output=True, text=True, check=True
+        f"{COMMAND} merge ema --help | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stderr == ""
 

@@ -7,7 +7,7 @@ import pytest
 from musubi_cli import atomic_output, files
 
 
-@pytest.fixture(params=["unnamed", "named"])
+@pytest.fixture(params=["unnamed", "named"], autouse=True)
 def kind(request, monkeypatch):
     """Both ways to write: an unnamed temporary file, and one with a name."""
     if request.param == "named":
@@ -25,7 +25,7 @@ def test_a_new_file_appears_when_the_block_ends(kind, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_existing_file_is_replaced_only_on_demand(kind, tmp_path):
+def test_an_existing_file_is_replaced_only_on_demand(tmp_path):
     path = tmp_path / "old"
     path.write_bytes(b"old")
     with pytest.raises(FileExistsError), atomic_output(path, overwrite=False) as descriptor:
@@ -37,17 +37,22 @@ def test_an_existing_file_is_replaced_only_on_demand(kind, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_exception_leaves_everything_as_it_was(kind, tmp_path):
+def test_an_exception_leaves_everything_as_it_was(tmp_path):
     path = tmp_path / "old"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), atomic_output(path, overwrite=True) as descriptor:
-        os.write(descriptor, b"half")
-        raise RuntimeError
+
+    def fail():
+        with atomic_output(path, overwrite=True) as descriptor:
+            os.write(descriptor, b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_umask_decides_the_permissions(kind, tmp_path):
+def test_the_umask_decides_the_permissions(tmp_path):
     previous = os.umask(0o027)
     try:
         for overwrite in (False, True):

@@ -103,7 +103,7 @@ def test_a_plugin_with(kind, tmp_path, monkeypatch):
 def test_strictness_makes_an_error_of(kind, tmp_path, monkeypatch):
     install(tmp_path, "bad", BROKEN[kind][0])
     plugins, _ = manager(tmp_path, monkeypatch, strict=True)
-    with pytest.raises(PluginError, match="musubi-bad 1.2"):
+    with pytest.raises(PluginError, match=r"musubi-bad 1\.2"):
         plugins.records()
 
 

@@ -52,7 +52,9 @@ def test_the_plan_as_json_has_all_of_it(paths, tmp_path):
     assert plan["order"]["by"] == "mtime"
     assert [f["decay_rate"] for f in plan["files"]] == [None, 0.5, 0.5, 0.5, 0.5]
     assert [f["weight"] for f in plan["files"]] == [0.0625, 0.0625, 0.125, 0.25, 0.5]
-    assert plan["effective_checkpoints"] == pytest.approx(1 / sum(w["weight"] ** 2 for w in plan["files"]))
+    assert plan["effective_checkpoints"] == pytest.approx(
+        1 / sum(w["weight"] ** 2 for w in plan["files"])
+    )
     assert plan["tensors"] == {"averaged": 2, "kept": 1}
     assert plan["written"] is None
 
@@ -222,7 +224,7 @@ def test_a_name_that_is_no_utf_8(tmp_path):
     assert json.loads(ran.out)["written"]
 
 
-def test_a_terminal_that_knows_no_blocks_gets_plain_characters(paths, tmp_path):
+def test_a_terminal_that_knows_no_blocks_gets_plain_characters(paths):
     ran = installed(
         "merge", "ema", *paths, "-o", "out", "--dry_run", env={"PYTHONIOENCODING": "ascii"}
     )

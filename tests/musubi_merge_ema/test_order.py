@@ -116,13 +116,14 @@ def test_no_sort_and_sort_exclude_each_other(tmp_path):
     ],
 )
 def test_names_are_ordered_as_people_read_them(names):
-    assert sorted(reversed(names), key=lambda name: name_key(Path(name))) == names
+    assert sorted({*names}, key=lambda name: name_key(Path(name))) == names
 
 
 @given(st.lists(st.text(alphabet="ab-_.0123456789", min_size=1, max_size=8), max_size=8))
 def test_any_names_can_be_ordered(names):
     paths = [Path(name + ".safetensors") for name in names]
-    assert sorted(sorted(paths, key=name_key), key=name_key) == sorted(paths, key=name_key)
+    keys = [name_key(path) for path in sorted(paths, key=name_key)]
+    assert keys == sorted(keys)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,10 @@ def big_run(tmp_path_factory):
 def started(paths, output):
     """The installed command, in a process group of its own, as in a terminal."""
     return subprocess.Popen(
-        [COMMAND, "merge", "ema", *map(str, paths * 8), "-o", str(output), "--beta=0.5"]
-        + ["--allow", "duplicates", "--no_sort"],
+        [
+            *[COMMAND, "merge", "ema", *map(str, paths * 8), "-o", str(output)],
+            *["--beta=0.5", "--allow", "duplicates", "--no_sort"],
+        ],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

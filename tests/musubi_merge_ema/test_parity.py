@@ -116,11 +116,10 @@ def test_every_value_of_a_small_dtype_survives_an_average_with_itself(dtype):
 
 def test_pieces_and_workers_change_nothing(tmp_path):
     paths = run_of(tmp_path, 5, width=40_000)
+    from musubi_cli import Offer
     from musubi_merge_ema.plan import Request, make_plan
     from musubi_merge_ema.schedules import POWER
     from musubi_merge_ema.stream import run
-
-    from musubi_cli import Offer
 
     digests = set()
     for workers in (1, 2, 3):

@@ -43,7 +43,9 @@ def write(path, tensors, metadata=None, *, mtime=None):
 
 def write_raw(path, header, data):
     """Write any header, right or wrong, and any data."""
-    text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
+    text = (
+        header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
+    )
     text += b" " * (-len(text) % 8)
     Path(path).write_bytes(struct.pack("<Q", len(text)) + text + data)
 
