@@ -6,7 +6,7 @@ multiply-add, 1 - beta formed in float64: bit for bit what musubi-tuner's script
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from musubi_merge_ema.header import DTYPE_BITS
 
 Array = NDArray[Any]
+Widener = Callable[[Array, NDArray[np.float32]], np.float32]
+"""Converts numbers to float32, up to the power of two that it gives back, still to be applied."""
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -46,6 +48,7 @@ def as_numbers(raw: bytes, dtype: str) -> Array:
     return np.frombuffer(raw, numpy_dtype(dtype))
 
 
+_FLOAT32 = NUMPY_DTYPES["F32"]
 _ONE: np.float32 = np.float32(1)
 _F16_EXPONENT = 0x7C00
 _F16_TO_F32: np.float32 = np.float32(2.0**112)
@@ -64,34 +67,37 @@ class Averager:
         self._source = np.empty(8 * capacity, np.uint8)  # room for the widest dtype
         self._wide = self._all_wide = np.empty(capacity, np.float32)
         self._average = self._all_average = np.empty(capacity, np.float32)
+        self._values: Array = self._source
+        self._widen: Widener = _widen_plainly
         self._rates = [np.float32(rate) for rate in rates]
         self._shares = [np.float32(1.0 - rate) for rate in rates]
 
     def source(self, dtype: str, count: int) -> Array:
         """The buffer into which the next `count` numbers of `dtype` are to be read."""
         numpy_dtype = NUMPY_DTYPES[dtype]
-        return self._source[: count * numpy_dtype.itemsize].view(numpy_dtype)
+        self._values = self._source[: count * numpy_dtype.itemsize].view(numpy_dtype)
+        self._widen = _WIDEN.get(dtype, _widen_plainly)
+        return self._values
 
-    def take(self, index: int, values: Array) -> None:
-        """Let checkpoint `index` take part; 0 begins a new average, then they come in order.
+    def take(self, index: int) -> None:
+        """Let what stands in the buffer take part.
 
         Args:
-            index: which checkpoint.
-            values: its chunk, of any averaged dtype and as long as that of checkpoint 0.
+            index: which checkpoint's chunk it is. 0 begins a new average; the others come in order.
         """
         if index == 0:
-            self._average = self._all_average[: len(values)]
-            self._wide = self._all_wide[: len(values)]
-            _scale(self._average, _widen(values, self._average))
+            count = len(self._values)
+            self._average, self._wide = self._all_average[:count], self._all_wide[:count]
+            _scale(self._average, self._widen(self._values, self._average))
             return
         average, wide = self._average, self._wide
         share = self._shares[index - 1]
-        if values.dtype == np.float32:
-            np.multiply(values, share, out=wide)
+        if self._values.dtype is _FLOAT32:
+            np.multiply(self._values, share, wide)
         else:
-            _scale(wide, share * _widen(values, wide))
-        np.multiply(average, self._rates[index - 1], out=average)
-        np.add(average, wide, out=average)
+            _scale(wide, share * self._widen(self._values, wide))
+        np.multiply(average, self._rates[index - 1], average)
+        np.add(average, wide, average)
 
     def is_finite(self) -> bool:
         """Whether neither NaN nor infinity took part, not even with weight 0 (0 * inf is NaN)."""
@@ -123,18 +129,11 @@ def quiet() -> np.errstate:
 
 def _scale(values: NDArray[np.float32], factor: np.float32) -> None:
     if factor != 1:
-        np.multiply(values, factor, out=values)
+        np.multiply(values, factor, values)
 
 
-def _widen(values: Array, out: NDArray[np.float32]) -> np.float32:
-    """Convert to float32, up to the power of two that is given back and still to be applied."""
-    if values.dtype == np.float16:
-        return _widen_half(values, out)
-    table = _TABLES.get(values.dtype)
-    if table is None:
-        np.copyto(out, values, casting="same_kind")
-    else:
-        np.take(table, values.view(np.uint8), out=out, mode="clip")
+def _widen_plainly(values: Array, out: NDArray[np.float32]) -> np.float32:
+    np.copyto(out, values, casting="same_kind")
     return _ONE
 
 
@@ -155,9 +154,20 @@ def _widen_half(values: Array, out: NDArray[np.float32]) -> np.float32:
     return _F16_TO_F32
 
 
-def _table_of(dtype: str) -> NDArray[np.float32]:
-    """All 256 values of an 8-bit dtype."""
-    return np.arange(256, dtype=np.uint8).view(NUMPY_DTYPES[dtype]).astype(np.float32)
+def _widen_by_table(dtype: str) -> Widener:
+    """For dtypes of 8 bits, which ml_dtypes converts number by number."""
+    table = np.arange(256, dtype=np.uint8).view(NUMPY_DTYPES[dtype]).astype(np.float32)
+
+    def widen(values: Array, out: NDArray[np.float32]) -> np.float32:
+        np.take(table, values.view(np.uint8), out=out, mode="clip")
+        return _ONE
+
+    return widen
 
 
-_TABLES = {NUMPY_DTYPES[dtype]: _table_of(dtype) for dtype in ("F8_E4M3", "F8_E5M2")}
+_WIDEN: dict[str, Widener] = {
+    "F16": _widen_half,
+    "F8_E4M3": _widen_by_table("F8_E4M3"),
+    "F8_E5M2": _widen_by_table("F8_E5M2"),
+}
+"""What is better not left to numpy's conversion."""

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import click
+
 from musubi_cli import InputError, Offer, PluginError, ScheduleSpec
 from musubi_merge_ema import checks
 from musubi_merge_ema.checks import Finding
@@ -250,7 +252,15 @@ def _too_few(files: Sequence[CheckpointFile], skipped: Sequence[tuple[Checkpoint
 def _rates(request: Request, files: Sequence[CheckpointFile]) -> tuple[float, ...]:
     offer = request.schedule
     checkpoints = tuple(file.checkpoint for file in files)
-    rates = [float(rate) for rate in offer.value.rates(checkpoints, **request.values)]
+    try:
+        rates = [float(rate) for rate in offer.value.rates(checkpoints, **request.values)]
+    except click.ClickException:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"schedule {offer.value.name} failed with {type(error).__name__}: {error}; "
+            f"that is a bug in {offer.origin}"
+        ) from error
     broken = None
     if len(rates) != len(files) - 1:
         broken = f"{len(rates)} rates for {len(files)} files instead of {len(files) - 1}"

@@ -103,10 +103,9 @@ def _average(piece: Piece, files: Sequence[InputFile], averager: Averager) -> me
     for index, (file, part) in enumerate(zip(files, piece.parts, strict=True)):
         if part.dtype != dtype:
             dtype = part.dtype
-            values = averager.source(dtype, piece.count)
-            buffer = as_bytes(values)
+            buffer = as_bytes(averager.source(dtype, piece.count))
         file.fill(buffer, part.start)
-        averager.take(index, values)
+        averager.take(index)
         if index == 0 and piece.alphas:
             first = bytes(averager.result(piece.dtype))
     result = averager.result(piece.dtype)

@@ -183,6 +183,8 @@ def test_a_plugin_that_prints_while_loading_does_not_spoil_the_results(tmp_path)
         ("[0.5]", "1 rates for 3 files instead of 2"),
         ("[0.5, 1.5]", "the rate 1.5, which is not in [0, 1]"),
         ("[0.5, float('nan')]", "the rate nan"),
+        ("1 / 0", "failed with ZeroDivisionError"),
+        ("None", "failed with TypeError"),
     ],
 )
 def test_a_schedule_that_breaks_its_contract_is_named(rates, told, tmp_path, monkeypatch):
