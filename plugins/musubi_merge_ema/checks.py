@@ -106,18 +106,18 @@ def equal_by_header(files: Sequence[CheckpointFile]) -> list[list[CheckpointFile
 
 def check_runs(files: Sequence[CheckpointFile]) -> Iterator[Finding]:
     """Files of another training run."""
-    for key in _RUN_KEYS:
-        values = Counter(v for f in files if (v := f.header.metadata.get(key)) is not None)
-        if len(values) < 2:
-            continue
-        usual, _ = values.most_common(1)[0]
+    differing = [key for key in _RUN_KEYS if len(_values(files, key)) > 1]
+    if differing:
+        key, *others = differing
+        usual, _ = _values(files, key).most_common(1)[0]
         odd = [f for f in files if f.header.metadata.get(key, usual) != usual]
+        also = f" (also differing: {', '.join(others)})" if others else ""
         yield Finding(
             "other_run",
             "error",
-            f"{odd[0].shown}{_and_more(odd)}: of another run: {key} is "
-            f"{odd[0].header.metadata[key]!r:.60}, elsewhere {usual!r:.60}; leave it out, "
-            "or --allow other_run",
+            f"{', '.join(f.shown for f in odd)}: of another run: {key} is "
+            f"{odd[0].header.metadata[key]!r:.60}, elsewhere {usual!r:.60}{also}; "
+            "leave it out, or --allow other_run",
         )
     sessions = {f.header.metadata.get("ss_session_id") for f in files} - {None}
     if len(sessions) > 1:
@@ -127,6 +127,10 @@ def check_runs(files: Sequence[CheckpointFile]) -> Iterator[Finding]:
             f"the files come from {len(sessions)} training sessions (ss_session_id), "
             "which is right only for a resumed run",
         )
+
+
+def _values(files: Sequence[CheckpointFile], key: str) -> Counter[str]:
+    return Counter(v for f in files if (v := f.header.metadata.get(key)) is not None)
 
 
 def check_tensors(files: Sequence[CheckpointFile]) -> Iterator[Finding]:
@@ -214,9 +218,10 @@ def _same_file(file: CheckpointFile, path: Path) -> bool:
 
 
 def _derived(a: CheckpointFile, b: CheckpointFile) -> bool:
-    if a.checkpoint.saved is None or not (a.model_hash and b.model_hash):
+    if a.checkpoint.saved is None or a.checkpoint.saved != b.checkpoint.saved:
         return False
-    return a.model_hash != b.model_hash and _trained(a) == _trained(b)
+    known = a.model_hash and b.model_hash
+    return bool(known) and a.model_hash != b.model_hash and _trained(a) == _trained(b)
 
 
 def _trained(file: CheckpointFile) -> dict[str, str]:
