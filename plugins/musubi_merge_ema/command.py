@@ -23,7 +23,7 @@ from musubi_cli import (
 from musubi_merge_ema.schedules import DEFAULT_SCHEDULE
 
 if TYPE_CHECKING:
-    from musubi_merge_ema.plan import Plan
+    from musubi_merge_ema.plan import Plan, Request
 
 Schedules = list[Offer[ScheduleSpec]]
 
@@ -113,7 +113,10 @@ def _title(offer: Offer[ScheduleSpec]) -> str:
 
 def _run(ctx: click.Context, schedules: Schedules, **parameters: Any) -> None:
     import json
+    import os
 
+    # No linear algebra to speak of: without its threads numpy loads faster and forking is clean.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from musubi_merge_ema.plan import make_plan
     from musubi_merge_ema.report import as_data, as_text
 
@@ -137,10 +140,7 @@ def _run(ctx: click.Context, schedules: Schedules, **parameters: Any) -> None:
 
 def _merge(plan: Plan, console: Console, *, as_json: bool) -> None:
     import json
-    import os
 
-    # No linear algebra here: without its threads numpy loads faster and forking stays clean.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from musubi_merge_ema.report import as_data, as_line, as_text
     from musubi_merge_ema.stream import run
 
@@ -159,7 +159,7 @@ def _merge(plan: Plan, console: Console, *, as_json: bool) -> None:
 
 def _request(
     ctx: click.Context, schedules: Schedules, parameters: dict[str, Any], console: Console
-) -> Any:
+) -> Request:
     from musubi_merge_ema.choice import choose, given_options, option_names
     from musubi_merge_ema.inputs import expand
     from musubi_merge_ema.plan import Request

@@ -102,9 +102,8 @@ class Crew:
                 return child
             code = 1
             try:
-                for (
-                    pipe
-                ) in self._pipes.values():  # else a worker would not notice that nobody reads
+                # else this worker would keep its brothers from noticing that nobody reads
+                for pipe in self._pipes.values():
                     os.close(pipe)
                 self._report(worker, writer)
                 code = 0
