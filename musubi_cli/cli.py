@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,9 @@ SETTINGS: dict[str, Any] = {
     "token_normalize_func": lambda token: token.replace("-", "_"),
 }
 
+
+_FIND_OUT = ("plugins", "completion")
+"""Commands that a mistake in the configuration must not keep from telling what is wrong."""
 
 Fetch = Callable[[click.Context], Iterable[click.Command]]
 
@@ -58,8 +63,17 @@ class HookGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As Click does, but under the command's own name, which configuration is kept by."""
+        known = self.get_command(ctx, args[0]) or args[0].startswith("-") or ctx.resilient_parsing
+        if not known:
+            ctx.fail(f"No such command '{args[0]}'.{self._similar(args[0])}")
         name, command, rest = super().resolve_command(ctx, args)
         return (command.name if command else name), command, rest
+
+    def _similar(self, name: str) -> str:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name.replace("_", "-"), self.commands, n=1)
+        return f" Did you mean '{close[0]}'?" if close else ""
 
     def _fill(self, ctx: click.Context) -> None:
         fetch, self._fetch = self._fetch, None
@@ -76,19 +90,26 @@ class Root(HookGroup):
             return super().main(*args, **{**extra, "standalone_mode": False})
         sys.exit(self._run(*args, **extra))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand, noting first whether it is only asked for its help."""
+        ctx.meta["musubi.help"] = bool({"-h", "--help"} & {*ctx.args})
+        return super().invoke(ctx)
+
     def _run(self, *args: Any, **extra: Any) -> int:
         console = extra["obj"] = Console()
+        _remember_interrupts(console)
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
             sys.stdout.flush()
             return code if isinstance(code, int) else ExitCode.OK
         except (click.Abort, KeyboardInterrupt):
-            show_error("interrupted; nothing half-written is left")
-            return ExitCode.INTERRUPTED
+            return _interrupted()
         except BrokenPipeError:
             _forget_stdout()
             return ExitCode.FAILED
         except Exception as error:
+            if console.interrupted:  # a library made something else of the KeyboardInterrupt
+                return _interrupted()
             if console.verbose:
                 import traceback
 
@@ -164,14 +185,21 @@ def _configure(config: Path | None, **_: Any) -> None:
     ctx.default_map = _default_map(ctx, config)
 
 
-def _default_map(ctx: click.Context, path: Path | None) -> dict[str, Any]:
-    path = path or config.find(Path.cwd())
+def _default_map(ctx: click.Context, named: Path | None) -> dict[str, Any]:
+    path = named or config.find(Path.cwd())
     if path is None or not isinstance(ctx.command, click.Group):
         return {}
     console = ctx.find_object(Console) or Console()
     console.detail(f"configuration: {path}")
     ctx.meta["musubi.config"] = path
-    return config.default_map(config.read(path), ctx.command, ctx, path, console.warn)
+    try:
+        return config.default_map(config.read(path), ctx.command, ctx, path, console.warn)
+    except InputError as error:
+        finding_out = ctx.invoked_subcommand in _FIND_OUT or ctx.meta.get("musubi.help")
+        if finding_out and not named:
+            console.warn(str(error))
+            return {}
+        raise
 
 
 def _with_listening(command: click.Command) -> click.Command:
@@ -223,8 +251,28 @@ def _version_option() -> click.Option:
     )
 
 
+def _remember_interrupts(console: Console) -> None:
+    def interrupt(*_: object) -> None:
+        console.interrupted = True
+        raise KeyboardInterrupt
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def _interrupted() -> int:
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience should not spoil the farewell
+    show_error("interrupted; nothing half-written is left")
+    return ExitCode.INTERRUPTED
+
+
 def _explain(error: Exception) -> int:
     if isinstance(error, MusubiError):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code
     if isinstance(error, click.ClickException):

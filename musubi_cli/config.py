@@ -54,6 +54,7 @@ def default_map(
     ctx: click.Context,
     source: Path,
     warn: Callable[[str], None],
+    above: str = "",
 ) -> dict[str, Any]:
     """Click's default map for `group`, after every name in the file was checked.
 
@@ -63,6 +64,7 @@ def default_map(
         ctx: the group's context.
         source: the file, for messages.
         warn: receives a line for each table that no installed command answers to.
+        above: the group's own name, followed by a blank, unless it is the root.
 
     Raises:
         InputError: a key that is no option, or a table whose name is nearly a command's.
@@ -82,24 +84,40 @@ def default_map(
                 raise InputError(f"{show_path(source)}: [{key}] is no command; {close}")
             warn(f"{show_path(source)}: no installed command answers to [{key}]")
         elif isinstance(command, click.Group):
-            result[name] = default_map(content, command, ctx, source, warn)
+            result[name] = default_map(content, command, ctx, source, warn, f"{above}{name} ")
         else:
-            result[name] = _values(content, command, source)
+            result[name] = _values(content, command, f"{above}{name}", source)
     return result
 
 
-def _values(content: Mapping[str, Any], command: click.Command, source: Path) -> dict[str, Any]:
+def _values(
+    content: Mapping[str, Any], command: click.Command, path: str, source: Path
+) -> dict[str, Any]:
     options = _by_spelling(command)
     values: dict[str, Any] = {}
     for key, value in content.items():
         option = options.get(key.replace("-", "_"))
         if option is None or option.name is None:
-            close = _closest(key, options) or f"see musubi {command.name} --help"
-            raise InputError(
-                f"{show_path(source)}: '{key}' is no option of {command.name}; {close}"
+            close = _closest(key, options) or (
+                f"see 'musubi {path} --help', or install the plugin that brings it"
             )
-        values[option.name] = [value] if option.multiple and not isinstance(value, list) else value
+            raise InputError(f"{show_path(source)}: '{key}' is no option of {path}; {close}")
+        values[option.name] = _value(option, value, f"{show_path(source)}: '{key}'")
     return values
+
+
+def _value(option: click.Option, value: Any, where: str) -> Any:
+    """The value as Click wants it: true or false for a flag, else text, as if it were typed."""
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise InputError(f"{where} is a switch; write true or false")
+        return value
+    values = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and not option.multiple:
+        raise InputError(f"{where} takes one value, not a list")
+    if not all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in values):
+        raise InputError(f"{where} takes text or a number")
+    return [str(v) for v in values] if option.multiple else str(value)
 
 
 def _by_spelling(command: click.Command) -> dict[str, click.Option]:

@@ -23,10 +23,12 @@ class Console:
     Attributes:
         quiet: warnings and errors only; results still go to standard output.
         verbose: also details and, for errors, the traceback.
+        interrupted: whether Ctrl-C was pressed.
     """
 
     quiet: bool = False
     verbose: bool = False
+    interrupted: bool = False
 
     def out(self, text: str) -> None:
         """Print a result to standard output."""
@@ -70,8 +72,11 @@ class Console:
             item_show_func=lambda done: _rate(done, perf_counter() - start),
             update_min_steps=max(1, total // 200),
         )
-        with shown:
-            yield lambda done: shown.update(done, shown.pos + done)
+        try:
+            with shown:
+                yield lambda done: shown.update(done, shown.pos + done)
+        finally:
+            click.echo("\x1b[?25h", nl=False, err=True)  # the cursor, if interrupted while hiding
 
 
 def current_console() -> Console:

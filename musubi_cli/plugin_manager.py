@@ -290,5 +290,5 @@ def _way_out(error: BaseException, entry: _Entry) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         top = error.name.partition(".")[0]
         if top != entry.point.value.partition(":")[0].partition(".")[0]:
-            return f"pip install {top}, or pip uninstall {entry.distribution}"
+            return f"install what brings the module {top}, or uninstall {entry.distribution}"
     return f"update or uninstall {entry.distribution}"

@@ -97,5 +97,5 @@ def test_the_schedule_of_ten_lines(tmp_path, monkeypatch):
     paths = run_of(tmp_path, 3)
     ran = merge(*paths, "-o", tmp_path / "o", "--half_life=1", "--dry_run", plugins=plugins)
     assert ran.code == 0, ran.err
-    assert "half-life, half_life 1.0" in ran.out
+    assert "half_life, half_life 1.0" in ran.out
     assert reported == []

@@ -30,6 +30,7 @@ _RUN_KEYS = (
     "ss_min_timestep",
     "ss_max_timestep",
 )
+MOST_SHOWN = 3
 _SCALES = (".scale_weight", ".weight_scale", ".comfy_quant", ".absmax", ".quant_map")
 
 
@@ -40,12 +41,19 @@ class Finding:
     Attributes:
         code: what kind it is; what `--allow` takes where it may be overridden.
         severity: an `error` stops the merge.
-        message: names the file, the tensor and the way out.
+        what: names the file and the tensor.
+        way_out: what the user may do about it.
     """
 
     code: str
     severity: Literal["error", "warning"]
-    message: str
+    what: str
+    way_out: str = ""
+
+    @property
+    def message(self) -> str:
+        """What is wrong and the way out."""
+        return f"{self.what}; {self.way_out}" if self.way_out else self.what
 
 
 def is_alpha(name: str) -> bool:
@@ -60,13 +68,13 @@ def check_merges(files: Sequence[CheckpointFile], output: Path) -> Iterator[Find
             way_out = (
                 "--skip merges leaves it out" if file.is_merge else "choose another --output_file"
             )
-            yield Finding("output", "error", f"{file.shown}: is the output; {way_out}")
+            yield Finding("output", "error", f"{file.shown}: is the output", way_out)
         elif file.is_merge:
             yield Finding(
                 "merges",
                 "error",
-                f"{file.shown}: is an earlier merge, not a checkpoint; --skip merges leaves such "
-                "files out, --allow merges averages it with the others",
+                f"{file.shown}: is an earlier merge, not a checkpoint",
+                "--skip merges leaves such files out, --allow merges averages it with the others",
             )
     for a, b in combinations(files, 2):
         if _derived(a, b) and not (a.is_merge or b.is_merge):
@@ -74,21 +82,23 @@ def check_merges(files: Sequence[CheckpointFile], output: Path) -> Iterator[Find
                 "merges",
                 "error",
                 f"{a.shown} and {b.shown}: tell of one and the same save but hold different "
-                "weights, so one was made from the other, perhaps by merging; leave it out, "
-                "or --allow merges",
+                "weights, so one was made from the other, perhaps by merging",
+                "leave it out, or --allow merges",
             )
 
 
 def check_duplicates(groups: Sequence[Sequence[CheckpointFile]]) -> Iterator[Finding]:
     """Weights that are there more than once."""
-    for group in groups:
-        names = " and ".join(file.shown for file in group)
-        yield Finding(
-            "duplicates",
-            "error",
-            f"{names}: hold the same weights; --skip duplicates counts them once, "
-            f"--allow duplicates {len(group)} times",
-        )
+    way_out = "--skip duplicates counts them once, --allow duplicates as often as they are given"
+    for group in groups[:MOST_SHOWN]:
+        if len({file.identity for file in group}) == 1:
+            told = f"{group[0].shown}: is given {len(group)} times"
+        else:
+            told = f"{', '.join(file.shown for file in group)}: hold the same weights"
+        yield Finding("duplicates", "error", told, way_out)
+    if len(groups) > MOST_SHOWN:
+        told = f"and {len(groups) - MOST_SHOWN} more such groups"
+        yield Finding("duplicates", "error", told, way_out)
 
 
 def equal_by_header(files: Sequence[CheckpointFile]) -> list[list[CheckpointFile]]:
@@ -116,7 +126,7 @@ def check_runs(files: Sequence[CheckpointFile]) -> Iterator[Finding]:
             "other_run",
             "error",
             f"{', '.join(f.shown for f in odd)}: of another run: {key} is "
-            f"{odd[0].header.metadata[key]!r:.60}, elsewhere {usual!r:.60}{also}; "
+            f"{odd[0].header.metadata[key]!r:.60}, elsewhere {usual!r:.60}{also}",
             "leave it out, or --allow other_run",
         )
     sessions = {f.header.metadata.get("ss_session_id") for f in files} - {None}
@@ -151,8 +161,8 @@ def check_tensors(files: Sequence[CheckpointFile]) -> Iterator[Finding]:
                 "quantized",
                 "error",
                 f"{first.shown}: tensor {name} shows quantized weights, and averages of codes and "
-                "scales are not the average of the weights; merge the files before they are "
-                "quantized, or --allow quantized",
+                "scales are not the average of the weights",
+                "merge the files before they are quantized, or --allow quantized",
             )
             break
     for file in files[1:]:

@@ -62,8 +62,8 @@ def _overriding(rivals: Sequence[Offer[ScheduleSpec]]) -> Offer[ScheduleSpec]:
         others = {rival.value.name for rival in rivals if rival is not offer}
         if others <= {*offer.value.overrides}:
             return offer
-    names = " and ".join(offer.value.name for offer in rivals)
+    names = ", ".join(offer.value.name for offer in rivals)
     raise click.UsageError(
-        f"The options given belong to different schedules, {names}; "
+        f"The options given belong to different schedules ({names}); "
         "give those of one, or say which with --schedule."
     )

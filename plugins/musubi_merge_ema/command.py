@@ -94,7 +94,11 @@ def _own_parameters() -> list[click.Parameter]:
         several("--allow", ALLOWS, "Merge in spite of this finding. Repeatable."),
         flag("--force", "Replace an existing output."),
         flag("--dry_run", "Print the plan, read no tensor, write nothing."),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print the plan as JSON."),
+        click.Option(
+            ["--json", "as_json"],
+            is_flag=True,
+            help="Print the plan, and what was written, as JSON.",
+        ),
     ]
 
 
@@ -170,7 +174,9 @@ def _request(
         schedule = next(offer for offer in schedules if offer.value.name == name)
     else:
         schedule = choose(schedules, given, DEFAULT_SCHEDULE)
-    ignored = sorted(given.keys() - {*option_names(schedule)})
+    own = option_names(schedule)
+    directest = max(given.values(), default=0)  # a less direct value gives way without a word
+    ignored = sorted(n for n, rank in given.items() if n not in own and rank == directest)
     if ignored:
         flags = ", ".join(f"--{name}" for name in ignored)
         console.warn(f"{flags} ignored: schedule {schedule.value.name} does not use it")

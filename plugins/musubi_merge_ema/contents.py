@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from musubi_merge_ema.checks import AVERAGED_DTYPES, Finding, equal_by_header, is_alpha
+from musubi_merge_ema.checks import AVERAGED_DTYPES, Finding, is_alpha
 from musubi_merge_ema.header import TensorInfo
 from musubi_merge_ema.inputs import CheckpointFile
 from musubi_merge_ema.kernel import as_numbers, close
@@ -17,13 +17,6 @@ _BLOCK_BYTES = 1 << 20
 
 
 def equal_files(files: Sequence[CheckpointFile]) -> list[list[CheckpointFile]]:
-    """Groups of files with the same weights, known from their headers or found by comparing."""
-    groups = equal_by_header(files)
-    told = {id(file) for group in groups for file in group[1:]}
-    return groups + equal_by_content([file for file in files if id(file) not in told])
-
-
-def equal_by_content(files: Sequence[CheckpointFile]) -> list[list[CheckpointFile]]:
     """Groups of files with the same tensors, byte by byte."""
     alike: dict[object, list[CheckpointFile]] = defaultdict(list)
     for file in files:
@@ -90,6 +83,8 @@ def _probe(file: CheckpointFile) -> tuple[object, ...]:
 
 
 def _equal_data(a: CheckpointFile, b: CheckpointFile) -> bool:
+    if a.identity == b.identity:
+        return True
     if a.header.tensors != b.header.tensors:
         return False
     with InputFile(a) as one, InputFile(b) as other:

@@ -139,6 +139,8 @@ def _parse(prefix: bytes, read: Callable[[int], bytes], size: int, like: Header 
     if len(prefix) < 8:
         raise _BadHeaderError(f"is not a safetensors file: {size} bytes are too few")
     (length,) = struct.unpack("<Q", prefix)
+    if length == 0:
+        raise _BadHeaderError("has no header; it was perhaps not written to the end")
     if length > MAX_HEADER_BYTES:
         raise _BadHeaderError(f"is not a safetensors file: its header would be {length:,} bytes")
     if 8 + length > size:

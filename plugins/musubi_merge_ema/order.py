@@ -67,6 +67,8 @@ def _automatic(files: Sequence[CheckpointFile], by_mtime: tuple[CheckpointFile, 
     if any(_saved(f) is None for f in files):
         return Order(by_mtime, "mtime", "modification time")
     by_saved = tuple(sorted(by_mtime, key=_saved))
+    if by_saved == by_mtime and any(_mtime(a) == _mtime(b) for a, b in pairwise(by_mtime)):
+        return Order(by_saved, "saved", "save instant (ss_training_finished_at)")
     if by_saved == by_mtime:
         return Order(by_mtime, "mtime", "modification time, which the save instants confirm")
     return Order(
@@ -99,11 +101,12 @@ def contradictions(order: Order) -> Iterator[str]:
 
 def _ties(order: Order) -> Iterator[str]:
     same = [(a, b) for a, b in pairwise(order.files) if _mtime(a) == _mtime(b)]
-    if same and not all(_saved(f) is not None for f in order.files):
+    if same:
         a, b = same[0]
+        sorts = [s for s, (key, _) in _KEYS.items() if not any(_no(key, f) for f in order.files)]
         yield (
-            f"{a.shown} and {b.shown} share one modification time, so the command line decides "
-            "between them; --sort step or --sort name orders by something else"
+            f"{a.shown} and {b.shown} have one modification time, so their order is that of the "
+            f"command line; {' or '.join(f'--sort {sort}' for sort in sorts)} decides otherwise"
         )
 
 

@@ -75,10 +75,11 @@ def as_data(plan: Plan, written: Written | None = None, seconds: float = 0.0) ->
 
 def as_line(plan: Plan, written: Written, seconds: float) -> str:
     """What was done, in one line."""
-    rate = show_size(plan.input_bytes / seconds)
+    left_out = f", {len(plan.skipped)} left out" if plan.skipped else ""
+    rate = f" ({show_size(plan.input_bytes / seconds)}/s read)" if seconds > 0.1 else ""
     return (
-        f"{show_path(plan.output)}: {len(plan.files)} files merged, {shown_schedule(plan)}, "
-        f"{show_size(plan.output_bytes)} in {seconds:.1f} s ({rate}/s read), "
+        f"{show_path(plan.output)}: {len(plan.files)} files merged{left_out}, "
+        f"{shown_schedule(plan)}, {show_size(plan.output_bytes)} in {seconds:.1f} s{rate}, "
         f"sshs_model_hash {written.model_hash[:12]}"
     )
 
@@ -91,10 +92,10 @@ def shown_schedule(plan: Plan) -> str:
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, ...]]:
-    yield ("#", "weight", "", "decay", "step", "time", "file")
+    by_saved = plan.order.key == "saved"
+    yield ("#", "weight", "", "decay", "step", "saved" if by_saved else "modified", "file")
     rates = (None, *plan.rates)
     heaviest = max(plan.weights)
-    by_saved = plan.order.key == "saved"
     for number, (file, rate, weight) in enumerate(
         zip(plan.files, rates, plan.weights, strict=True), 1
     ):

@@ -75,9 +75,13 @@ def test_several_values_or_one_for_a_repeatable_option(folder):
     [
         (
             "[merge.ema]\nsigma_rell = 0.1",
-            "'sigma_rell' is no option of ema; did you mean 'sigma_rel'?",
+            "'sigma_rell' is no option of merge ema; did you mean 'sigma_rel'?",
         ),
         ("[merge.emma]\nbeta = 0.1", "[emma] is no command; did you mean 'ema'?"),
+        ("[merge.ema]\nforce = 1", "'force' is a switch; write true or false"),
+        ("[merge.ema]\nsigma_rel = [0.1, 0.2]", "'sigma_rel' takes one value, not a list"),
+        ("[merge.ema]\nsigma_rel = true", "'sigma_rel' takes text or a number"),
+        ("[merge.ema]\nzebra = 1", "see 'musubi merge ema --help'"),
         ("[merge]\nbeta = 0.1", "'beta' stands outside"),
         ("beta = 0.1", "'beta' stands outside"),
         ("[merge.ema\n", "not valid TOML"),
@@ -89,6 +93,27 @@ def test_a_mistake_in_the_file_is_named(text, told, folder):
     said = failing()
     assert "musubi.toml" in said
     assert told in said
+
+
+@pytest.mark.parametrize(
+    "command", [["plugins"], ["completion", "bash"], ["merge", "ema", "--help"], ["--help"]]
+)
+def test_a_mistake_in_the_file_does_not_keep_anybody_from_finding_out(command, folder):
+    (folder / "musubi.toml").write_text("[merge.ema]\nzebra = 1\n")
+    assert run(*command).code == 0
+
+
+def test_switches_and_text_in_the_file(folder):
+    (folder / "musubi.toml").write_text("[merge.ema]\nno_sort = true\noutput_file = 3\n")
+    ran = run("merge", "ema", "*.safetensors", "--dry_run", "--json")
+    made = json.loads(ran.out)
+    assert (made["output"], made["order"]["by"]) == ("3", "given")
+
+
+def test_a_typed_option_sets_the_files_aside_without_a_word(folder):
+    (folder / "musubi.toml").write_text("[merge.ema]\nsigma_rel = 0.1\n")
+    ran = run("merge", "ema", "*.safetensors", "-o", "out", "--beta=0.1", "--dry_run")
+    assert ran.err == ""
 
 
 def test_a_table_of_a_plugin_that_is_not_there_is_told_but_harmless(folder):
@@ -127,6 +152,17 @@ def test_it_runs_as_a_module():
         check=True,
     )
     assert done.stdout.startswith("musubi ")
+
+
+@pytest.mark.parametrize("command", [[], ["merge"]])
+def test_without_a_command_there_is_help(command):
+    ran = run(*command)
+    assert ran.code == 2
+    assert "\nCommands:\n" in ran.err
+
+
+def test_an_unknown_command_is_named_as_it_was_typed():
+    assert "No such command 'count-keys'." in run("count-keys").err
 
 
 def test_a_misspelt_command_is_corrected():

@@ -52,7 +52,7 @@ def test_options_of_rival_schedules_need_a_decision(tmp_path, monkeypatch):
 
 
 BROKEN = {
-    "an import error": ("import nothing_like_this\n", "pip install nothing_like_this"),
+    "an import error": ("import nothing_like_this\n", "brings the module nothing_like_this"),
     "a syntax error": ("def (:\n", "SyntaxError"),
     "an exception while loading": ("1 / 0\n", "ZeroDivisionError"),
     "an exit while loading": ("raise SystemExit(3)\n", "SystemExit"),

@@ -36,6 +36,7 @@ def header(**changes):
 
 DAMAGED = {
     "empty": (b"", "is empty"),
+    "zeros": (bytes(64), "has no header"),
     "seven bytes": (b"1234567", "too few"),
     "a pickle": (b"\x80\x02}q\x00(X", "pickle"),
     "a zip archive": (b"PK\x03\x04 and more", "zip archive"),
@@ -138,13 +139,13 @@ def test_one_file_only(run, tmp_path):
 
 
 def test_the_same_file_twice(run, tmp_path):
-    assert "hold the same weights" in refused(tmp_path, *run, run[0])
+    assert f"{run[0]}: is given 2 times" in refused(tmp_path, *run, run[0])
 
 
 def test_a_link_to_an_input(run, tmp_path):
     link = tmp_path / "link.safetensors"
     link.symlink_to(run[0])
-    assert "hold the same weights" in refused(tmp_path, *run, link)
+    assert "is given 2 times" in refused(tmp_path, *run, link)
 
 
 def test_a_copy_without_any_hash(run, tmp_path):
@@ -153,6 +154,12 @@ def test_a_copy_without_any_hash(run, tmp_path):
     said = refused(tmp_path, *run, copy)
     assert "fox-000001.safetensors" in said
     assert "copy.safetensors" in said
+
+
+def test_a_hash_that_is_out_of_date_is_not_believed_when_it_counts(tmp_path):
+    stale = {"sshs_model_hash": "ab" * 32}
+    paths = run_of(tmp_path, 3, about=lambda _: stale)
+    assert merge(*paths, "-o", tmp_path / "out.safetensors", "--sigma_rel=0.2").code == 0
 
 
 def test_equal_hashes_in_the_metadata_are_told_without_reading_tensors(tmp_path):

@@ -39,7 +39,7 @@ def test_equal_modification_times_keep_the_command_lines_order_and_say_so(tmp_pa
         os.utime(path, (1_700_000_000,) * 2)
     names, plan = planned(c, a, b, folder=tmp_path)
     assert names == [c.name, a.name, b.name]
-    assert any("share one modification time" in text for text in warnings(plan))
+    assert any("have one modification time" in text for text in warnings(plan))
 
 
 def test_save_instants_win_over_modification_times_that_disagree(tmp_path):
