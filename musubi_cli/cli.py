@@ -100,7 +100,8 @@ class Root(HookGroup):
         _remember_interrupts(console)
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
-            sys.stdout.flush()
+            if sys.stdout:
+                sys.stdout.flush()
             return code if isinstance(code, int) else ExitCode.OK
         except (click.Abort, KeyboardInterrupt):
             return _interrupted()
@@ -186,7 +187,9 @@ def _configure(config: Path | None, **_: Any) -> None:
 
 
 def _default_map(ctx: click.Context, named: Path | None) -> dict[str, Any]:
-    path = named or config.find(Path.cwd())
+    path = named
+    with contextlib.suppress(OSError):  # the working directory may be gone
+        path = named or config.find(Path.cwd())
     if path is None or not isinstance(ctx.command, click.Group):
         return {}
     console = ctx.find_object(Console) or Console()
@@ -256,9 +259,15 @@ def _remember_interrupts(console: Console) -> None:
         console.interrupted = True
         raise KeyboardInterrupt
 
+    def terminate(number: int, _: object) -> None:
+        raise SystemExit(128 + number)  # unlike being killed, this cleans up
+
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, terminate)
 
 
 def _interrupted() -> int:

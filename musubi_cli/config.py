@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{show_path(path)}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also of the decoding, and for numbers of thousands of digits
         raise InputError(f"{show_path(path)}: is not valid TOML: {error}") from error
 
 

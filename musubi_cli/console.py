@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -32,22 +32,22 @@ class Console:
 
     def out(self, text: str) -> None:
         """Print a result to standard output."""
-        click.echo(_encodable(text, sys.stdout.encoding))
+        click.echo(_encodable(text, sys.stdout))
 
     def note(self, text: str) -> None:
         """Say something useful on standard error, unless quiet."""
         if not self.quiet:
-            click.echo(_encodable(text, sys.stderr.encoding), err=True)
+            click.echo(_encodable(text, sys.stderr), err=True)
 
     def detail(self, text: str) -> None:
         """Say something on standard error when verbose."""
         if self.verbose:
-            click.echo(_encodable(text, sys.stderr.encoding), err=True)
+            click.echo(_encodable(text, sys.stderr), err=True)
 
     def warn(self, text: str) -> None:
         """Warn on standard error, quiet or not."""
         label = click.style("Warning:", fg="yellow", bold=True)
-        click.echo(f"{label} {_encodable(text, sys.stderr.encoding)}", err=True)
+        click.echo(f"{label} {_encodable(text, sys.stderr)}", err=True)
 
     @contextlib.contextmanager
     def progress(self, total: int, label: str) -> Iterator[Callable[[int], None]]:
@@ -61,7 +61,7 @@ class Console:
             A function that takes the number of bytes done since its last call. Without a terminal,
             or when quiet, it does nothing.
         """
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not sys.stderr or not sys.stderr.isatty():
             yield lambda _: None
             return
         start = perf_counter()
@@ -148,9 +148,9 @@ def _rate(done: int | None, seconds: float) -> str:
     return f"{show_size((done or 0) / seconds)}/s" if seconds > 0 else ""
 
 
-def _encodable(text: str, encoding: str | None) -> str:
+def _encodable(text: str, stream: TextIO | None) -> str:
     """Replace what the stream cannot show: blocks by #, all else by an escape."""
-    encoding = encoding or "utf-8"
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

@@ -33,7 +33,7 @@ def atomic_output(path: Path, *, overwrite: bool) -> Iterator[int]:
         FileExistsError: `path` exists and `overwrite` is False.
         OSError: the disk is full, the folder not writable, and the like; `path` is untouched.
     """
-    target = path.resolve() if path.is_symlink() else path
+    target = _target(path)
     descriptor, temporary = _open_beside(target)
     try:
         yield descriptor
@@ -50,6 +50,11 @@ def atomic_output(path: Path, *, overwrite: bool) -> Iterator[int]:
             os.close(descriptor)
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _target(path: Path) -> Path:
+    """The file itself where `path` is a link to it."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
 
 def _open_beside(target: Path) -> tuple[int, Path | None]:
@@ -109,9 +114,12 @@ def obstacle(path: Path, nbytes: int) -> str | None:
     """
     import shutil
 
-    folder = (path.resolve() if path.is_symlink() else path).absolute().parent
-    if os.path.isdir(path):
+    target = _target(path)
+    folder = target.absolute().parent
+    if os.path.isdir(target):
         return "is a folder; name the file to write in it"
+    if os.path.lexists(target) and not os.path.isfile(target):
+        return "is no regular file; choose another name"
     if not os.path.isdir(folder):
         return f"its folder does not exist; make it with: mkdir -p {show_path(folder)}"
     if not os.access(folder, os.W_OK | os.X_OK):

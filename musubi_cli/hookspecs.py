@@ -13,7 +13,7 @@ the callables that the descriptions hold. An implementation takes only the argum
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import pluggy
@@ -136,7 +136,7 @@ def musubi_caption_formats() -> Iterable[FormatSpec]:  # type: ignore[empty-body
     """
 
 
-OFFERED: dict[str, type] = {
+OFFERED: dict[str, type[Any]] = {
     "musubi_commands": click.Command,
     "musubi_merge_commands": click.Command,
     "musubi_ema_schedules": ScheduleSpec,

@@ -23,6 +23,16 @@ class BringsOptions(Protocol):
         """Its options."""
 
 
+_HOST_OPTIONS = (
+    click.Option(["-q", "--quiet"]),
+    click.Option(["-v", "--verbose"]),
+    click.Option(["-h", "--help"]),
+)
+"""The spellings that every command gets from the host."""
+
+Taken = dict[str, tuple[click.Parameter, str]]
+"""Who holds a spelling: the parameter and its origin."""
+
 S = TypeVar("S", bound=BringsOptions)
 
 
@@ -85,35 +95,36 @@ def join(
     Returns:
         Each accepted offer with those of its options that no earlier offer brought already.
     """
-    taken: dict[str, tuple[click.Parameter, str]] = {}
-    for parameter in own:
-        for key in _keys(parameter):
-            taken[key] = (parameter, "the command itself")
+    taken: Taken = {}
+    for parameter in (*_HOST_OPTIONS, *own):
+        taken |= dict.fromkeys(_keys(parameter), (parameter, "the command itself"))
     joined = []
     for offer in offers:
-        problem = _collision(offer, taken)
-        if problem:
-            refuse(offer, problem)
-            continue
-        fresh = tuple(o for o in offer.value.options if taken.get(_keys(o)[0], (None,))[0] is not o)
-        for option in fresh:
-            for key in _keys(option):
-                taken[key] = (option, offer.origin)
-        joined.append((offer, fresh))
+        tried = dict(taken)
+        fresh: list[click.Option] = []
+        collisions = [_add(option, offer, tried, fresh) for option in offer.value.options]
+        collision = next(filter(None, collisions), None)
+        if collision:
+            refuse(offer, f"{offer.value.name} is refused: {collision}")
+        else:
+            taken = tried
+            joined.append((offer, tuple(fresh)))
     return joined
 
 
-def _collision(offer: Offer[Any], taken: dict[str, tuple[click.Parameter, str]]) -> str | None:
-    for option in offer.value.options:
-        if option.required:
-            return f"{offer.value.name} is refused: its {option.opts[0]} must not be required"
-        for key in _keys(option):
-            holder, origin = taken.get(key, (option, offer.origin))
-            if holder is not option or origin != offer.origin:
-                return (
-                    f"{offer.value.name} is refused: its option {option.opts[0]} "
-                    f"belongs to {origin} already"
-                )
+def _add(
+    option: click.Option, offer: Offer[Any], taken: Taken, fresh: list[click.Option]
+) -> str | None:
+    """Take an option's spellings, unless they are taken; gives the reason then."""
+    known = False
+    for key in _keys(option):
+        holder, origin = taken.get(key, (option, offer.origin))
+        if holder is not option or origin != offer.origin:
+            return f"its option {option.opts[0]} belongs to {origin} already"
+        known = known or key in taken
+    if not known:
+        fresh.append(option)
+        taken |= dict.fromkeys(_keys(option), (option, offer.origin))
     return None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Literal, TypeVar
 
+import click
 import pluggy
 
 from musubi_cli import hookspecs
@@ -220,11 +221,10 @@ class PluginManager:
             self._break(entry, f"its {hook} failed: {_one_line(error)}; {_way_out(error, entry)}")
             return ()
         for item in items:
-            if not isinstance(item, wanted):
+            fault = _fault(item, wanted)
+            if fault:
                 self._break(
-                    entry,
-                    f"its {hook} returned {item!r:.60}, not a {wanted.__name__}; "
-                    f"tell the author of {entry.distribution}",
+                    entry, f"its {hook} returned {fault}; tell the author of {entry.distribution}"
                 )
                 return ()
         return items
@@ -263,6 +263,31 @@ class PluginManager:
 
 def _same_name(one: _Entry, other: _Entry) -> bool:
     return one.point.name.replace("-", "_") == other.point.name.replace("-", "_")
+
+
+def _fault(item: Any, wanted: type[Any]) -> str | None:
+    """What is wrong with one item of a hook; None if nothing is."""
+    if not isinstance(item, wanted):
+        return f"{item!r:.60}, not a {wanted.__name__}"
+    if not isinstance(item.name, str) or not item.name:
+        return f"a {wanted.__name__} whose name is {item.name!r}"
+    return None if wanted is click.Command else _fault_of_spec(item)
+
+
+def _fault_of_spec(spec: Any) -> str | None:
+    if not isinstance(spec.help, str):
+        return f"{spec.name}, whose help is no text"
+    if not isinstance(spec.options, tuple):
+        return f"{spec.name}, whose options are no tuple"
+    for option in spec.options:
+        if not isinstance(option, click.Option):
+            return f"{spec.name}, one of whose options is {option!r:.60}, not a click.Option"
+        if option.required or option.prompt or not option.expose_value:
+            return (
+                f"{spec.name}, whose option {option.opts[0]} is required, prompts or is not "
+                "exposed, which would disturb those who do not use it"
+            )
+    return None
 
 
 def _label(hook: str, name: str) -> str:

@@ -12,19 +12,19 @@ def plugins_command(plugins: PluginManager) -> click.Command:
     """Build the command over `plugins`."""
 
     @click.command("plugins", short_help="List the plugins, what they add and what is wrong.")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-    def command(as_json: bool) -> None:
+    @click.option("--json", is_flag=True, help="Print JSON for programs.")
+    def command(json: bool) -> None:
         """List the plugins, what each adds, and for a broken one why and what to do.
 
         MUSUBI_DISABLE_PLUGINS=a,b leaves plugins out, --no_plugins all that are not built in;
         MUSUBI_STRICT_PLUGINS=1 makes a broken plugin an error.
         """
         records = plugins.records()
-        if as_json:
-            import json
+        if json:
             from dataclasses import asdict
+            from json import dumps
 
-            current_console().out(json.dumps([asdict(record) for record in records], indent=2))
+            current_console().out(dumps([asdict(record) for record in records], indent=2))
         else:
             for line in _lines(records):
                 current_console().out(line)

@@ -18,10 +18,15 @@ _RANKS = {
 
 
 def given_options(ctx: click.Context, schedules: Sequence[Offer[ScheduleSpec]]) -> dict[str, int]:
-    """Which schedule options were given, and how directly: file 1, environment 2, typed 3."""
+    """Which schedule options were given, each with its `rank`."""
     names = {name for offer in schedules for name in option_names(offer)}
-    ranks = {name: _RANKS.get(ctx.get_parameter_source(name), 0) for name in names}  # type: ignore[arg-type]
-    return {name: rank for name, rank in ranks.items() if rank}
+    return {name: given for name in names if (given := rank(ctx, name))}
+
+
+def rank(ctx: click.Context, name: str) -> int:
+    """How directly a parameter was given: not at all 0, file 1, environment 2, typed 3."""
+    source = ctx.get_parameter_source(name)
+    return _RANKS.get(source, 0) if source else 0
 
 
 def option_names(offer: Offer[ScheduleSpec]) -> list[str]:
@@ -40,7 +45,7 @@ def choose(
 
     Args:
         schedules: all there are.
-        given: ranks by parameter name, see `given_options`.
+        given: ranks by parameter name, see `rank`.
         default: the schedule for no option at all.
 
     Raises:

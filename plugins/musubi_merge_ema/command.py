@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -50,9 +51,13 @@ def ema_command(plugins: PluginManager) -> click.Command:
         plugins: asked for the schedules.
     """
     own = _own_parameters()
+    schedule = click.Option(
+        ["--schedule"], help="Which schedule, where the options below do not tell."
+    )
+    own.insert(2, schedule)
     joined = join(own, plugins.offers("musubi_ema_schedules"), plugins.refuse)
     schedules: Schedules = [offer for offer, _ in joined]
-    own.insert(2, _schedule_option(schedules))
+    schedule.type = click.Choice([offer.value.name for offer in schedules])
 
     def callback(**parameters: Any) -> None:
         _run(click.get_current_context(), schedules, **parameters)
@@ -79,7 +84,7 @@ def _own_parameters() -> list[click.Parameter]:
         click.Option(
             ["-o", "--output_file"],
             required=True,
-            type=click.Path(path_type=Path),
+            type=click.Path(),
             help="The merged model.",
         ),
         click.Option(
@@ -95,19 +100,11 @@ def _own_parameters() -> list[click.Parameter]:
         flag("--force", "Replace an existing output."),
         flag("--dry_run", "Print the plan, read no tensor, write nothing."),
         click.Option(
-            ["--json", "as_json"],
+            ["--json"],
             is_flag=True,
             help="Print the plan, and what was written, as JSON.",
         ),
     ]
-
-
-def _schedule_option(schedules: Schedules) -> click.Option:
-    return click.Option(
-        ["--schedule"],
-        type=click.Choice([offer.value.name for offer in schedules]),
-        help="Which schedule, where the options below do not tell.",
-    )
 
 
 def _title(offer: Offer[ScheduleSpec]) -> str:
@@ -117,7 +114,6 @@ def _title(offer: Offer[ScheduleSpec]) -> str:
 
 def _run(ctx: click.Context, schedules: Schedules, **parameters: Any) -> None:
     import json
-    import os
 
     # No linear algebra to speak of: without its threads numpy loads faster and forking is clean.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -126,7 +122,7 @@ def _run(ctx: click.Context, schedules: Schedules, **parameters: Any) -> None:
 
     console = current_console()
     request = _request(ctx, schedules, parameters, console)
-    dry_run, as_json = parameters["dry_run"], parameters["as_json"]
+    dry_run, as_json = parameters["dry_run"], parameters["json"]
     plan = make_plan(request, read_contents=not dry_run)
     if dry_run:
         for line in [json.dumps(as_data(plan), indent=2)] if as_json else as_text(plan):
@@ -158,19 +154,22 @@ def _merge(plan: Plan, console: Console, *, as_json: bool) -> None:
     if as_json:
         console.out(json.dumps(as_data(plan, written, seconds), indent=2))
     else:
+        for file, reason in plan.skipped:
+            console.note(f"left out {file.shown}: {reason}")
         console.note(as_line(plan, written, seconds))
 
 
 def _request(
     ctx: click.Context, schedules: Schedules, parameters: dict[str, Any], console: Console
 ) -> Request:
-    from musubi_merge_ema.choice import choose, given_options, option_names
+    from musubi_merge_ema.choice import choose, given_options, option_names, rank
     from musubi_merge_ema.inputs import expand
     from musubi_merge_ema.plan import Request
 
     sort = _sort(ctx, parameters)
     given = given_options(ctx, schedules)
-    if name := parameters["schedule"]:
+    name, directness = parameters["schedule"], rank(ctx, "schedule")
+    if name and directness >= max(given.values(), default=0):
         schedule = next(offer for offer in schedules if offer.value.name == name)
     else:
         schedule = choose(schedules, given, DEFAULT_SCHEDULE)
@@ -182,7 +181,7 @@ def _request(
         console.warn(f"{flags} ignored: schedule {schedule.value.name} does not use it")
     return Request(
         paths=expand(parameters["files"]),
-        output=parameters["output_file"],
+        output=_output(parameters["output_file"]),
         schedule=schedule,
         values={name: parameters[name] for name in option_names(schedule)},
         sort=sort,
@@ -190,6 +189,12 @@ def _request(
         skip=parameters["skip"],
         force=parameters["force"],
     )
+
+
+def _output(name: str) -> Path:
+    if name.endswith(("/", os.sep)):
+        raise InputError(f"{name}: is a folder's name; name the file to write in it")
+    return Path(name)
 
 
 def _sort(ctx: click.Context, parameters: dict[str, Any]) -> str:

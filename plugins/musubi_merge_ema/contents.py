@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from musubi_merge_ema.checks import AVERAGED_DTYPES, Finding, is_alpha
+from musubi_merge_ema.checks import AVERAGED_DTYPES, KEPT_DTYPES, Finding, is_alpha
 from musubi_merge_ema.header import TensorInfo
 from musubi_merge_ema.inputs import CheckpointFile
 from musubi_merge_ema.kernel import as_numbers, close
@@ -35,7 +35,11 @@ def equal_files(files: Sequence[CheckpointFile]) -> list[list[CheckpointFile]]:
 def check_alphas(files: Sequence[CheckpointFile]) -> Iterator[Finding]:
     """Alphas that differ from the first file's, which would scale the same weights differently."""
     first = files[0]
-    names = [name for name in first.header.tensors if is_alpha(name)]
+    names = [
+        name
+        for name, tensor in first.header.tensors.items()
+        if is_alpha(name) and tensor.dtype in AVERAGED_DTYPES | KEPT_DTYPES
+    ]
     if not names:
         return
     with InputFile(first) as source:
@@ -45,12 +49,14 @@ def check_alphas(files: Sequence[CheckpointFile]) -> Iterator[Finding]:
             for name in names:
                 if not _same_alpha(source, name, first.header.tensors[name], expected[name]):
                     ours = as_numbers(expected[name], first.header.tensors[name].dtype)
+                    theirs = source.values(name)
+                    at = next(i for i in range(len(ours)) if not close(ours[i], theirs[i]))
                     yield Finding(
                         "alpha",
                         "error",
-                        f"{file.shown}: {name} is {source.values(name)[0]}, in {first.shown} "
-                        f"{ours[0]}; different alphas scale the weights differently, so their "
-                        "average means nothing",
+                        f"{file.shown}: {name} is {theirs[at]}, in {first.shown} {ours[at]}; "
+                        "different alphas scale the weights differently, so their average means "
+                        "nothing",
                     )
                     break
 

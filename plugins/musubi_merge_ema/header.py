@@ -119,6 +119,8 @@ def read_header(path: Path, like: Header | None = None) -> Header:
     try:
         if path.is_dir():
             raise InputError(f"{name}: is a folder; name its files, such as {name}/*.safetensors")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{name}: is no regular file; copy what it gives into one")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             return _parse(file.read(8), file.read, size, like)
@@ -133,20 +135,11 @@ def read_header(path: Path, like: Header | None = None) -> Header:
 def _parse(prefix: bytes, read: Callable[[int], bytes], size: int, like: Header | None) -> Header:
     if size == 0:
         raise _BadHeaderError("is empty; it was perhaps not written to the end")
-    for magic, what in _FOREIGN.items():
-        if prefix.startswith(magic):
-            raise _BadHeaderError(f"is not a safetensors file but {what}")
-    if len(prefix) < 8:
-        raise _BadHeaderError(f"is not a safetensors file: {size} bytes are too few")
-    (length,) = struct.unpack("<Q", prefix)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
+    if length is None or length > min(MAX_HEADER_BYTES, size - 8):
+        raise _BadHeaderError(_foreign(prefix, length, size))
     if length == 0:
         raise _BadHeaderError("has no header; it was perhaps not written to the end")
-    if length > MAX_HEADER_BYTES:
-        raise _BadHeaderError(f"is not a safetensors file: its header would be {length:,} bytes")
-    if 8 + length > size:
-        raise _BadHeaderError(
-            f"is cut short inside its header: {8 + length:,} bytes announced, {size:,} there"
-        )
     header = _decode(read(length), 8 + length, like)
     expected = header.data_start + header.data_bytes
     if size < expected:
@@ -158,10 +151,23 @@ def _parse(prefix: bytes, read: Callable[[int], bytes], size: int, like: Header 
     return header
 
 
+def _foreign(prefix: bytes, length: int | None, size: int) -> str:
+    """What a file is that does not begin with a possible header length."""
+    for magic, what in _FOREIGN.items():
+        if prefix.startswith(magic):
+            return f"is not a safetensors file but {what}"
+    if length is None:
+        return f"is not a safetensors file: {size} bytes are too few"
+    if length > MAX_HEADER_BYTES:
+        return f"is not a safetensors file: its header would be {length:,} bytes"
+    return f"is cut short inside its header: {8 + length:,} bytes announced, {size:,} there"
+
+
 def _decode(text: bytes, data_start: int, like: Header | None) -> Header:
     padding = len(text) - len(text.rstrip(b" "))
     try:
         decoded = text.decode("utf-8")
+        _no_lone_surrogates(decoded)
         metadata, listing = _metadata_apart(decoded)
         if like is None or listing != like.listing:
             content = _DECODER.decode(decoded)
@@ -181,6 +187,12 @@ def _decode(text: bytes, data_start: int, like: Header | None) -> Header:
     return Header(tensors, metadata, data_start, padding, listing)
 
 
+def _no_lone_surrogates(text: str) -> None:
+    """JSON can escape what is no character and could not be written again."""
+    if "\\ud" in text.lower():
+        json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8")  # a ValueError if so
+
+
 def _metadata_apart(text: str) -> tuple[Any, str]:
     """The metadata, and the text that lists the tensors, which checkpoints of a run have in common.
 
@@ -189,7 +201,8 @@ def _metadata_apart(text: str) -> tuple[Any, str]:
     if text.startswith(_METADATA_FIRST):
         with contextlib.suppress(ValueError):  # told when all of the text is parsed
             metadata, end = _DECODER.raw_decode(text, len(_METADATA_FIRST))
-            return metadata, text[end:].rstrip(" ")
+            if text[end : end + 1] in (",", "}"):
+                return metadata, text[end:].rstrip(" ")
     return None, text.rstrip(" ")
 
 
@@ -208,7 +221,12 @@ def _in_place(tensors: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
 def _tensor(name: str, entry: Any) -> TensorInfo:
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = type(dtype) is str and all(type(n) is int and n >= 0 for n in (*shape, start, end))
+        lists = type(shape) is list and type(entry["data_offsets"]) is list
+        whole = (
+            lists
+            and type(dtype) is str
+            and all(type(n) is int and n >= 0 for n in (*shape, start, end))
+        )
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
@@ -219,8 +237,9 @@ def _tensor(name: str, entry: Any) -> TensorInfo:
         )
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if bits % 8 or end - start != bits // 8:
+        takes = bits / 8 if bits < 2**64 else math.inf
         raise _BadHeaderError(
-            f"tensor {name} has {end - start} bytes where {dtype} {list(shape)} "
-            f"takes {bits / 8:g}; the file is damaged"
+            f"tensor {name} has {end - start} bytes where {dtype} {shape!s:.60} "
+            f"takes {takes:g}; the file is damaged"
         )
     return TensorInfo(name, dtype, tuple(shape), start, end)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from musubi_cli import Checkpoint, InputError, show_path
 from musubi_merge_ema.header import Header, read_header
@@ -36,11 +37,21 @@ class CheckpointFile:
         checkpoint: the public part, given to schedules.
         header: its tensors.
         identity: device and inode, equal for two names of one file.
+        size: bytes of the file.
     """
 
     checkpoint: Checkpoint
     header: Header
     identity: tuple[int, int]
+    size: int
+
+    def is_unchanged(self, status: os.stat_result) -> bool:
+        """Whether `status` is still that of the file whose header was read."""
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) == (
+            *self.identity,
+            self.size,
+            self.checkpoint.mtime_ns,
+        )
 
     @property
     def path(self) -> Path:
@@ -107,11 +118,11 @@ def _read(path: Path, like: Header | None) -> CheckpointFile:
     checkpoint = Checkpoint(
         path=path,
         mtime_ns=status.st_mtime_ns,
-        metadata=header.metadata,
+        metadata=MappingProxyType(dict(header.metadata)),
         saved=_saved(header),
         step=_step(header, path),
     )
-    return CheckpointFile(checkpoint, header, (status.st_dev, status.st_ino))
+    return CheckpointFile(checkpoint, header, (status.st_dev, status.st_ino), status.st_size)
 
 
 def _saved(header: Header) -> float | None:
@@ -124,7 +135,7 @@ def _saved(header: Header) -> float | None:
 
 def _step(header: Header, path: Path) -> int | None:
     written = header.metadata.get("ss_steps", "")
-    if written.isdecimal():
+    if written.isdecimal() and len(written) < 19:
         return int(written)
     for text in (path.stem, path.absolute().parent.name):
         for pattern in _STEP_IN_NAME:

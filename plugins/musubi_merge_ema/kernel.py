@@ -103,6 +103,12 @@ class Averager:
         """Whether neither NaN nor infinity took part, not even with weight 0 (0 * inf is NaN)."""
         return bool(np.isfinite(self._average).all())
 
+    def fits(self, dtype: str) -> bool:
+        """Whether no number of the average is beyond what `dtype` can hold."""
+        largest = float(np.abs(self._average).max(initial=0))
+        limits = ml_dtypes.finfo(NUMPY_DTYPES[dtype])  # type: ignore[no-untyped-call]
+        return largest <= float(limits.max)
+
     def result(self, dtype: str) -> memoryview:
         """The bytes in `dtype`, rounded to nearest even; valid until the next `source`."""
         out = self.source(dtype, len(self._average))
@@ -116,7 +122,7 @@ def first_not_finite(values: Array) -> int | None:
     return None if finite.all() else int(np.argmin(finite))
 
 
-def close(a: Array, b: Array) -> bool:
+def close(a: Any, b: Any) -> bool:
     """Whether |a - b| <= 1e-8 + 1e-5 |b| everywhere, the original's test for alphas."""
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     return bool((np.abs(wide_a - wide_b) <= 1e-8 + 1e-5 * np.abs(wide_b)).all())

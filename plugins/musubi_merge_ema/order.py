@@ -154,7 +154,7 @@ def _same_series(a: CheckpointFile, b: CheckpointFile) -> bool:
 
 def _natural(text: str) -> tuple[tuple[int, Any], ...]:
     parts = re.split(r"(\d+)", text.lower())
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)
 
 
 def _mtime(file: CheckpointFile) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -171,7 +173,7 @@ def make_plan(request: Request, *, read_contents: bool) -> Plan:
         raise InputError(_too_few(order.files, skipped))
     rates = _rates(request, order.files)
     findings = [
-        *checks.check_merges(order.files, request.output),
+        *checks.check_merges(files, request.output),
         *checks.check_duplicates(equal),
         *checks.check_runs(order.files),
         *checks.check_tensors(order.files),
@@ -253,10 +255,11 @@ def _rates(request: Request, files: Sequence[CheckpointFile]) -> tuple[float, ..
     offer = request.schedule
     checkpoints = tuple(file.checkpoint for file in files)
     try:
-        rates = [float(rate) for rate in offer.value.rates(checkpoints, **request.values)]
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            rates = [float(rate) for rate in offer.value.rates(checkpoints, **request.values)]
     except click.ClickException:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"schedule {offer.value.name} failed with {type(error).__name__}: {error}; "
             f"that is a bug in {offer.origin}"

@@ -6,6 +6,7 @@ Mapped pages would count as memory used, and a file cut short under a map kills 
 from __future__ import annotations
 
 import io
+import os
 from types import TracebackType
 
 from musubi_cli import InputError
@@ -13,6 +14,14 @@ from musubi_merge_ema.header import TensorInfo
 from musubi_merge_ema.inputs import CheckpointFile
 from musubi_merge_ema.kernel import Array, as_numbers
 from musubi_merge_ema.positioned import read_at
+
+
+def check_unchanged(file: CheckpointFile, status: os.stat_result) -> None:
+    """Raise an `InputError` if a file is no longer the one whose header was read."""
+    if not file.is_unchanged(status):
+        raise InputError(
+            f"{file.shown}: was changed while it was being merged; let the trainer finish first"
+        )
 
 
 class InputFile:
@@ -30,6 +39,11 @@ class InputFile:
         except OSError as error:
             raise InputError(f"{file.shown}: cannot be opened: {error.strerror}") from error
         self._descriptor = self._raw.fileno()
+        try:
+            check_unchanged(file, os.fstat(self._descriptor))
+        except InputError:
+            self._raw.close()
+            raise
         self._data_start = file.header.data_start
 
     def __enter__(self) -> InputFile:

@@ -18,6 +18,9 @@ DEFAULT_SCHEDULE = "constant"
 SIGMA_REL_LIMIT = 1 / math.sqrt(12)
 """std/T of the uniform distribution on [0, T], which no power profile reaches."""
 
+SIGMA_REL_SMALLEST = 1e-6
+"""Below, gamma is beyond what the root finder resolves."""
+
 
 def weights(rates: Sequence[float]) -> list[float]:
     """What each checkpoint contributes to the final average.
@@ -52,6 +55,10 @@ def gamma_of(sigma_rel: float) -> float:
     Args:
         sigma_rel: in (0, 1/sqrt(12)).
     """
+    if sigma_rel < SIGMA_REL_SMALLEST:
+        raise click.BadParameter(
+            f"{sigma_rel:g} is so small that only the newest file would count; 0.01 is small."
+        )
     import numpy as np  # its root finder is the one that published betas come from
 
     inverse = float(np.float64(sigma_rel) ** -2)

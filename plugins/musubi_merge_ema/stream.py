@@ -16,7 +16,7 @@ from musubi_merge_ema.kernel import Averager, as_bytes, as_numbers, first_not_fi
 from musubi_merge_ema.pieces import PIECE_NUMBERS, Piece, cut, share_out
 from musubi_merge_ema.plan import Plan, Written
 from musubi_merge_ema.positioned import read_at, write_at
-from musubi_merge_ema.reading import InputFile
+from musubi_merge_ema.reading import InputFile, check_unchanged
 
 SMALL_BYTES = 32 << 20
 """Reading less than this is done before a second worker would have begun."""
@@ -75,6 +75,8 @@ def _write(plan: Plan, descriptor: int, progress: Callable[[int], None], workers
             if unsynced >= SYNC_BYTES and workers > 1:
                 os.fsync(descriptor)  # here the workers go on meanwhile, at the end all would wait
                 unsynced = 0
+    for file in plan.files:
+        check_unchanged(file, os.stat(file.path))
     written = Written(model.hexdigest(), legacy.digest())
     write_at(descriptor, memoryview(plan.header(written.model_hash, written.legacy_hash)), 0)
     return written
@@ -89,8 +91,8 @@ def _merge(plan: Plan, pieces: Sequence[Piece], descriptor: int, data_start: int
         for piece in pieces:
             if piece.averaged:
                 data = _average(piece, files, averager)
-                if not averager.is_finite() and not plan.allows("nonfinite"):
-                    raise InputError(_culprit(piece, files))
+                if not plan.allows("nonfinite"):
+                    _refuse_nonfinite(piece, files, averager)
             else:
                 start = piece.parts[0].start
                 data = memoryview(files[0].read_data(start, start + piece.nbytes))
@@ -112,6 +114,19 @@ def _average(piece: Piece, files: Sequence[InputFile], averager: Averager) -> me
     for alpha in piece.alphas:
         result[alpha] = first[alpha]
     return result
+
+
+def _refuse_nonfinite(piece: Piece, files: Sequence[InputFile], averager: Averager) -> None:
+    if not averager.is_finite():
+        raise InputError(_culprit(piece, files))
+    narrower = any(part.dtype != piece.dtype for part in piece.parts)
+    if narrower and not averager.fits(piece.dtype):
+        first = files[0]
+        raise InputError(
+            f"{first.file.shown}: tensor {first.tensor_at(piece.parts[0].start).name} or one after "
+            f"it is {piece.dtype}, which cannot hold the average with the other files' larger "
+            "values; --allow nonfinite writes it all the same"
+        )
 
 
 def _culprit(piece: Piece, files: Sequence[InputFile]) -> str:

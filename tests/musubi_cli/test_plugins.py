@@ -144,7 +144,68 @@ def test_two_schedules_of_one_name(tmp_path, monkeypatch):
     assert "musubi-b 1.2" in line
 
 
-@pytest.mark.parametrize("option", ["sigma_rel", "sigma-rel", "beta", "output_file", "dry-run"])
+SPEC = "@hookimpl\ndef musubi_ema_schedules():\n    return [ScheduleSpec({})]\n"
+FAULTS = {
+    "no name": ("None, help='x', rates=len", "whose name is None"),
+    "no help": ("'x', help=None, rates=len", "whose help is no text"),
+    "no tuple": ("'x', help='x', rates=len, options=None", "no tuple"),
+    "an argument among the options": (
+        "'x', help='x', rates=len, options=(click.Argument(['y']),)",
+        "not a click.Option",
+    ),
+    "a prompt": (
+        "'x', help='x', rates=len, options=(click.Option(['--y'], prompt=True),)",
+        "prompts",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_faulty_spec_with(kind, tmp_path, monkeypatch):
+    arguments, told = FAULTS[kind]
+    install(tmp_path, "a", IMPORTS + SPEC.format(arguments))
+    plugins, reported = manager(tmp_path, monkeypatch)
+    assert merge("--help", plugins=plugins).code == 0
+    (line,) = reported
+    assert "musubi-a 1.2" in line
+    assert told in line
+
+
+def test_a_command_without_a_name(tmp_path, monkeypatch):
+    source = "@hookimpl\ndef musubi_commands():\n    return [click.Command(None)]\n"
+    install(tmp_path, "a", IMPORTS + source)
+    plugins, reported = manager(tmp_path, monkeypatch)
+    assert run("plugins", plugins=plugins).code == 0
+    assert "whose name is None" in reported[0]
+
+
+def test_a_schedule_cannot_change_what_it_is_given(tmp_path, monkeypatch):
+    source = schedule("still", "stillness").replace(
+        "    return [stillness]", "    checkpoints[-1].metadata.clear()\n    return [stillness]"
+    )
+    install(tmp_path, "a", source)
+    plugins, _ = manager(tmp_path, monkeypatch)
+    ran = merge(*run_of(tmp_path, 3), "-o", tmp_path / "o", "--schedule=still", plugins=plugins)
+    assert ran.code == 1
+    assert "that is a bug in plugin a (musubi-a 1.2)" in ran.err
+
+
+def test_a_schedule_that_prints_does_not_spoil_the_results(tmp_path, monkeypatch):
+    source = schedule("still", "stillness").replace(
+        "    return [stillness]", "    print('hello')\n    return [stillness]"
+    )
+    install(tmp_path, "a", source)
+    plugins, _ = manager(tmp_path, monkeypatch)
+    options = ["-o", tmp_path / "o", "--schedule=still", "--dry_run", "--json"]
+    ran = merge(*run_of(tmp_path, 3), *options, plugins=plugins)
+    assert json.loads(ran.out)["schedule"] == "still"
+    assert "hello" in ran.err
+
+
+TAKEN = ["sigma_rel", "sigma-rel", "beta", "output_file", "dry-run", "schedule", "quiet", "help"]
+
+
+@pytest.mark.parametrize("option", TAKEN)
 def test_an_option_that_is_taken(option, tmp_path, monkeypatch):
     install(tmp_path, "a", schedule("still", option))
     plugins, reported = manager(tmp_path, monkeypatch)
@@ -167,7 +228,7 @@ def test_a_required_option_is_refused(tmp_path, monkeypatch):
     install(tmp_path, "a", source)
     plugins, reported = manager(tmp_path, monkeypatch)
     assert merge("--help", plugins=plugins).code == 0
-    assert "must not be required" in reported[0]
+    assert "is required, prompts or" in reported[0]
 
 
 def test_a_plugin_that_prints_while_loading_does_not_spoil_the_results(tmp_path):

@@ -76,6 +76,12 @@ HEADERS = {
     ),
     "bytes behind the last tensor": (header(shape=[1], data_offsets=[0, 4]), "after its last"),
     "metadata that are no strings": (header() | {"__metadata__": {"a": 1}}, "not strings"),
+    "a shape beyond all measure": (header(shape=[10**18] * 40), "the file is damaged"),
+    "a shape that is no list": (header(shape=""), "described wrongly"),
+    "a name that is no text": (
+        rb'{"\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+        "JSON",
+    ),
     "one name twice": (
         b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
         b'"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
@@ -92,6 +98,38 @@ def test_a_header_with(kind, run, tmp_path):
     said = refused(tmp_path, *run, bad)
     assert "bad.safetensors" in said
     assert told in said
+
+
+def test_metadata_with_something_but_a_comma_behind_them(tmp_path):
+    entry = b'{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+    good, bad = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    write_raw(good, entry, bytes(2))
+    write_raw(bad, b'{"__metadata__":{}' + entry, bytes(2))
+    assert "not valid JSON" in refused(tmp_path, good, bad)
+
+
+@pytest.mark.parametrize("length", [640, 640 + 65536])
+def test_a_header_whose_length_looks_like_a_pickle_is_none(length, run, tmp_path):
+    for path in run:  # the length of a header stands first in a file: 80 02 .. in these
+        mtime, metadata = path.stat().st_mtime, read(path)[0]
+        write(path, lora(int(path.stem[-1])), metadata | {"ss_note": ""}, mtime=mtime)
+        short = length - int.from_bytes(path.read_bytes()[:8], "little")
+        note = "x" * (short - short % 8)
+        write(path, lora(int(path.stem[-1])), metadata | {"ss_note": note}, mtime=mtime)
+        assert path.read_bytes()[:2] == b"\x80\x02"
+    assert merge(*run, "-o", tmp_path / "out.safetensors").code == 0
+
+
+def test_a_pipe(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no regular file" in refused(tmp_path, *run, tmp_path / "pipe")
+
+
+def test_an_average_that_the_first_files_dtype_cannot_hold(tmp_path):
+    for dtype, value in (("F16", 1e6), ("F8_E4M3", 1e4)):
+        a = write(tmp_path / f"{dtype}-1.safetensors", {"w": (dtype, [1.0])}, mtime=1)
+        b = write(tmp_path / f"{dtype}-2.safetensors", {"w": ("F32", [value])}, mtime=2)
+        assert f"is {dtype}, which cannot hold" in refused(tmp_path, a, b)
 
 
 def test_a_truncated_file(run, tmp_path):

@@ -149,6 +149,19 @@ def test_sigma_rel_out_of_range_says_what_the_limit_means(value, paths, tmp_path
     assert "weigh the same" in ran.err
 
 
+def test_a_sigma_rel_too_small_for_numbers(paths, tmp_path):
+    ran = merge(*paths, "-o", tmp_path / "out", "--sigma_rel", "1e-160")
+    assert ran.code == 2
+    assert "only the newest file would count" in ran.err
+
+
+def test_a_typed_option_wins_over_the_files_schedule(paths, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "musubi.toml").write_text('[merge.ema]\nschedule = "linear"\nbeta2 = 0.5\n')
+    assert plan_of(tmp_path, *paths)["schedule"] == "linear"
+    assert plan_of(tmp_path, *paths, "--sigma_rel=0.1")["schedule"] == "power"
+
+
 @pytest.mark.parametrize("value", ["0.01", "0.2886751"])
 def test_sigma_rel_close_to_its_limits(value, paths, tmp_path):
     plan_of(tmp_path, *paths, "--sigma_rel", value)

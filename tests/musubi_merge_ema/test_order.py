@@ -113,6 +113,7 @@ def test_no_sort_and_sort_exclude_each_other(tmp_path):
         ["checkpoint-500/adapter_model.x", "checkpoint-1000/adapter_model.x"],
         ["2.x", "10.x"],
         ["a1b2.x", "a1b10.x"],
+        ["①/²-1.x", "①/²-2.x"],
     ],
 )
 def test_names_are_ordered_as_people_read_them(names):

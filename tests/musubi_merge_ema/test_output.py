@@ -161,6 +161,50 @@ def test_the_output_is_never_an_input_even_with_force(tmp_path):
     assert paths[2].read_bytes() == before
 
 
+def test_a_copy_that_is_left_out_is_no_output_either(tmp_path):
+    paths = run_of(tmp_path, 2)
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(paths[1].read_bytes())
+    ran = merge(*paths, copy, "-o", copy, "--skip", "duplicates", "--force")
+    assert ran.code == 2
+    assert f"{copy}: is the output" in ran.err
+
+
+def test_files_left_out_are_named(tmp_path):
+    paths = run_of(tmp_path, 3)
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(paths[1].read_bytes())
+    ran = merge(*paths, copy, "-o", tmp_path / "out.safetensors", "--skip", "duplicates")
+    assert f"left out {copy}: the same weights as {paths[1]}" in ran.err
+    assert "3 files merged, 1 left out" in ran.err
+
+
+def test_a_pipe_is_no_output(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    ran = merge(*run_of(tmp_path, 2), "-o", tmp_path / "pipe", "--force")
+    assert ran.code == 2
+    assert "is no regular file" in ran.err
+
+
+def test_a_termination_cleans_up(big_run, tmp_path):
+    process = started(big_run, tmp_path / "out.safetensors")
+    workers = wait_until_it_writes(process)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert all(gone(pid) for pid in workers)
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_do_no_harm(redirection, tmp_path):
+    run_of(tmp_path, 2)
+    line = f"{COMMAND} merge ema fox-*.safetensors -o out.safetensors {redirection}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done
+    assert (tmp_path / "out.safetensors").exists()
+
+
 def test_last_evenings_output_in_the_pattern_can_be_skipped_and_replaced(tmp_path):
     run_of(tmp_path, 3)
     command = [tmp_path / "*.safetensors", "-o", tmp_path / "out.safetensors", "--sigma_rel=0.2"]
@@ -199,15 +243,18 @@ def test_the_file_behind_a_link_is_replaced_and_the_link_stays(old, tmp_path):
     [
         ("nowhere/out.safetensors", "mkdir -p"),
         (".", "is a folder"),
+        ("new/", "is a folder's name"),
+        ("x" * 300, "File name too long"),
     ],
 )
 def test_an_output_that_cannot_be(output, told, tmp_path):
-    ran = merge(*run_of(tmp_path, 2), "-o", tmp_path / output)
-    assert ran.code == 2
+    ran = merge(*run_of(tmp_path, 2), "-o", f"{tmp_path}/{output}")
+    assert ran.code == (1 if "too long" in told else 2)
     assert told in ran.err
 
 
-def test_an_input_cut_short_during_the_merge_is_an_error(tmp_path):
+@pytest.mark.parametrize("change", ["shorter", "longer", "other", "late"])
+def test_an_input_that_changes_during_the_merge_is_an_error(change, tmp_path):
     from musubi_cli import InputError, Offer
     from musubi_merge_ema.plan import Request, make_plan
     from musubi_merge_ema.schedules import CONSTANT
@@ -217,9 +264,18 @@ def test_an_input_cut_short_during_the_merge_is_an_error(tmp_path):
     output = tmp_path / "out.safetensors"
     request = Request(paths, output, Offer(CONSTANT, "x", "x"), {"beta": 0.5})
     plan = make_plan(request, read_contents=True)
-    os.truncate(paths[1], paths[1].stat().st_size - 8)
-    with pytest.raises(InputError, match="cut short while it was being merged"):
-        run(plan, lambda _: None)
+    size = paths[1].stat().st_size
+
+    def spoil(_=None):
+        if change in ("shorter", "longer"):
+            os.truncate(paths[1], size + (8 if change == "longer" else -8))
+        else:
+            os.utime(paths[1], (1, 1))
+
+    if change != "late":
+        spoil()
+    with pytest.raises(InputError, match="was changed while it was being merged"):
+        run(plan, spoil if change == "late" else lambda _: None)
     assert not output.exists()
 
 
