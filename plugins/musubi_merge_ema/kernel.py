@@ -103,11 +103,11 @@ class Averager:
         """Whether neither NaN nor infinity took part, not even with weight 0 (0 * inf is NaN)."""
         return bool(np.isfinite(self._average).all())
 
-    def fits(self, dtype: str) -> bool:
-        """Whether no number of the average is beyond what `dtype` can hold."""
-        largest = float(np.abs(self._average).max(initial=0))
+    def first_beyond(self, dtype: str) -> int | None:
+        """Index of the first number of the average that `dtype` cannot hold."""
         limits = ml_dtypes.finfo(NUMPY_DTYPES[dtype])  # type: ignore[no-untyped-call]
-        return largest <= float(limits.max)
+        beyond = np.abs(self._average) > np.float32(limits.max)
+        return int(np.argmax(beyond)) if beyond.any() else None
 
     def result(self, dtype: str) -> memoryview:
         """The bytes in `dtype`, rounded to nearest even; valid until the next `source`."""

@@ -13,7 +13,7 @@ from musubi_cli import InputError, MusubiError, atomic_output, show_path, show_s
 from musubi_merge_ema.crew import Crew
 from musubi_merge_ema.encoding import LegacyHash
 from musubi_merge_ema.kernel import Averager, as_bytes, as_numbers, first_not_finite, quiet
-from musubi_merge_ema.pieces import PIECE_NUMBERS, Piece, cut, share_out
+from musubi_merge_ema.pieces import PIECE_NUMBERS, Piece, cut, item_bytes, share_out
 from musubi_merge_ema.plan import Plan, Written
 from musubi_merge_ema.positioned import read_at, write_at
 from musubi_merge_ema.reading import InputFile, check_unchanged
@@ -119,20 +119,22 @@ def _average(piece: Piece, files: Sequence[InputFile], averager: Averager) -> me
 def _refuse_nonfinite(piece: Piece, files: Sequence[InputFile], averager: Averager) -> None:
     if not averager.is_finite():
         raise InputError(_culprit(piece, files))
-    narrower = any(part.dtype != piece.dtype for part in piece.parts)
-    if narrower and not averager.fits(piece.dtype):
+    if all(part.dtype == piece.dtype for part in piece.parts):
+        return  # an average of numbers is not beyond them
+    at = averager.first_beyond(piece.dtype)
+    if at is not None:
         first = files[0]
+        tensor = first.tensor_at(piece.parts[0].start + at * item_bytes(piece.dtype))
         raise InputError(
-            f"{first.file.shown}: tensor {first.tensor_at(piece.parts[0].start).name} or one after "
-            f"it is {piece.dtype}, which cannot hold the average with the other files' larger "
-            "values; --allow nonfinite writes it all the same"
+            f"{first.file.shown}: tensor {tensor.name} is {piece.dtype}, which cannot hold the "
+            "average with the other files' larger values; --allow nonfinite writes it all the same"
         )
 
 
 def _culprit(piece: Piece, files: Sequence[InputFile]) -> str:
     """Which file and tensor spoilt a piece."""
     for file, part in zip(files, piece.parts, strict=True):
-        size = as_numbers(b"", part.dtype).itemsize
+        size = item_bytes(part.dtype)
         values = as_numbers(file.read_data(part.start, part.start + piece.count * size), part.dtype)
         at = first_not_finite(values)
         if at is not None:

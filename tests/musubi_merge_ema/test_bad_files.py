@@ -129,7 +129,7 @@ def test_an_average_that_the_first_files_dtype_cannot_hold(tmp_path):
     for dtype, value in (("F16", 1e6), ("F8_E4M3", 1e4)):
         a = write(tmp_path / f"{dtype}-1.safetensors", {"w": (dtype, [1.0])}, mtime=1)
         b = write(tmp_path / f"{dtype}-2.safetensors", {"w": ("F32", [value])}, mtime=2)
-        assert f"is {dtype}, which cannot hold" in refused(tmp_path, a, b)
+        assert f"tensor w is {dtype}, which cannot hold" in refused(tmp_path, a, b)
 
 
 def test_a_truncated_file(run, tmp_path):
