@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from musubi_merge_ema.checks import AVERAGED_DTYPES, KEPT_DTYPES, Finding, is_alpha
 from musubi_merge_ema.header import TensorInfo
 from musubi_merge_ema.inputs import CheckpointFile
-from musubi_merge_ema.kernel import as_numbers, close
+from musubi_merge_ema.kernel import as_numbers, close, most_different
 from musubi_merge_ema.reading import InputFile
 
 _PROBES = 16
@@ -25,8 +25,9 @@ def equal_files(files: Sequence[CheckpointFile]) -> list[list[CheckpointFile]]:
     for candidates in alike.values():
         while candidates:
             first, *others = candidates
-            group = [first, *(f for f in others if _equal_data(first, f))]
-            candidates = [f for f in others if f not in group]
+            equal = [_equal_data(first, other) for other in others]
+            group = [first, *(f for f, same in zip(others, equal, strict=True) if same)]
+            candidates = [f for f, same in zip(others, equal, strict=True) if not same]
             if len(group) > 1:
                 groups.append(group)
     return groups
@@ -50,7 +51,7 @@ def check_alphas(files: Sequence[CheckpointFile]) -> Iterator[Finding]:
                 if not _same_alpha(source, name, first.header.tensors[name], expected[name]):
                     ours = as_numbers(expected[name], first.header.tensors[name].dtype)
                     theirs = source.values(name)
-                    at = next(i for i in range(len(ours)) if not close(ours[i], theirs[i]))
+                    at = most_different(ours, theirs)
                     yield Finding(
                         "alpha",
                         "error",

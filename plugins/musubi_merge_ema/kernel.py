@@ -122,7 +122,12 @@ def first_not_finite(values: Array) -> int | None:
     return None if finite.all() else int(np.argmin(finite))
 
 
-def close(a: Any, b: Any) -> bool:
+def most_different(a: Array, b: Array) -> int:
+    """Index of the numbers that differ most."""
+    return int(np.argmax(np.abs(a.astype(np.float64) - b.astype(np.float64))))
+
+
+def close(a: Array, b: Array) -> bool:
     """Whether |a - b| <= 1e-8 + 1e-5 |b| everywhere, the original's test for alphas."""
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     return bool((np.abs(wide_a - wide_b) <= 1e-8 + 1e-5 * np.abs(wide_b)).all())

@@ -265,12 +265,13 @@ def test_a_differing_alpha(run, tmp_path):
     assert f"in {run[0]} 4" in said
 
 
-def test_a_differing_integer_alpha(tmp_path):
-    paths = [
-        write(tmp_path / f"{n}.safetensors", {"a.alpha": ("I64", n), "w": ("F32", [n])}, mtime=n)
-        for n in (1, 2)
-    ]
-    assert "a.alpha is 2" in refused(tmp_path, *paths)
+@pytest.mark.parametrize("alphas", [(1, 2), (10_000_000, 10_000_001)])
+def test_a_differing_integer_alpha(alphas, tmp_path):
+    paths = []
+    for number, alpha in enumerate(alphas):
+        tensors = {"a.alpha": ("I64", [7, alpha]), "w": ("F32", [number])}
+        paths.append(write(tmp_path / f"{number}.safetensors", tensors, mtime=number))
+    assert f"a.alpha is {alphas[1]}" in refused(tmp_path, *paths)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64", "F8_E5M2", "F8_E4M3"])
