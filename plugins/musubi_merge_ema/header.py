@@ -196,7 +196,7 @@ def _no_lone_surrogates(text: str) -> None:
 def _metadata_apart(text: str) -> tuple[Any, str]:
     """The metadata, and the text that lists the tensors, which checkpoints of a run have in common.
 
-    Comparing it is a hundred times as fast as parsing it.
+    Comparing that text is far faster than parsing it (benchmarks/README.md).
     """
     if text.startswith(_METADATA_FIRST):
         with contextlib.suppress(ValueError):  # told when all of the text is parsed
