@@ -209,11 +209,11 @@ class PluginManager:
                 yield entry, Offer(item, entry.point.name, entry.origin)
 
     def _guarded(self, entry: _Entry, hook: str, caller: Callable[..., Any]) -> Sequence[Any]:
-        takes_plugins = hook in ("musubi_commands", "musubi_merge_commands")
+        spec = getattr(self._pluggy.hook, hook).spec
         wanted = hookspecs.OFFERED[hook]
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                results = caller(**({"plugins": self} if takes_plugins else {}))
+                results = caller(**({"plugins": self} if "plugins" in spec.argnames else {}))
                 items = [item for result in results for item in result]
         except PluginError:
             raise

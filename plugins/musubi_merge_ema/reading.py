@@ -16,19 +16,14 @@ from musubi_merge_ema.kernel import Array, as_numbers
 from musubi_merge_ema.positioned import read_at
 
 
-def check_unchanged(file: CheckpointFile, status: os.stat_result) -> None:
-    """Raise an `InputError` if a file is no longer the one whose header was read."""
-    if not file.is_unchanged(status):
-        raise InputError(
-            f"{file.shown}: was changed while it was being merged; let the trainer finish first"
-        )
-
-
 class InputFile:
     """An open checkpoint; a context manager.
 
     Args:
         file: its header says where the tensors lie.
+
+    Raises:
+        InputError: the file is gone, or no longer the one whose header was read.
     """
 
     def __init__(self, file: CheckpointFile) -> None:
@@ -39,11 +34,11 @@ class InputFile:
         except OSError as error:
             raise InputError(f"{file.shown}: cannot be opened: {error.strerror}") from error
         self._descriptor = self._raw.fileno()
-        try:
-            check_unchanged(file, os.fstat(self._descriptor))
-        except InputError:
-            self._raw.close()
-            raise
+        if not file.is_unchanged(os.fstat(self._descriptor)):
+            self.close()
+            raise InputError(
+                f"{file.shown}: was changed while it was being merged; let the trainer finish first"
+            )
         self._data_start = file.header.data_start
 
     def __enter__(self) -> InputFile:
@@ -55,6 +50,10 @@ class InputFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._raw.close()
 
     def fill(self, buffer: memoryview, position: int) -> None:

@@ -16,7 +16,7 @@ from musubi_merge_ema.kernel import Averager, as_bytes, as_numbers, first_not_fi
 from musubi_merge_ema.pieces import PIECE_NUMBERS, Piece, cut, item_bytes, share_out
 from musubi_merge_ema.plan import Plan, Written
 from musubi_merge_ema.positioned import read_at, write_at
-from musubi_merge_ema.reading import InputFile, check_unchanged
+from musubi_merge_ema.reading import InputFile
 
 SMALL_BYTES = 32 << 20
 """Reading less than this is done before a second worker would have begun."""
@@ -76,7 +76,7 @@ def _write(plan: Plan, descriptor: int, progress: Callable[[int], None], workers
                 os.fsync(descriptor)  # here the workers go on meanwhile, at the end all would wait
                 unsynced = 0
     for file in plan.files:
-        check_unchanged(file, os.stat(file.path))
+        InputFile(file).close()  # whoever opens it, sees whether it is still the same
     written = Written(model.hexdigest(), legacy.digest())
     write_at(descriptor, memoryview(plan.header(written.model_hash, written.legacy_hash)), 0)
     return written

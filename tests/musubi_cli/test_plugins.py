@@ -126,7 +126,7 @@ def test_a_broken_plugin_costs_one_line_and_no_command(tmp_path):
 def test_two_plugins_of_one_name(tmp_path, monkeypatch):
     install(tmp_path, "twin", schedule("one", "one"), distribution="musubi-a")
     install(tmp_path, "twin", schedule("two", "two"), distribution="musubi-b")
-    plugins, (*_,) = manager(tmp_path, monkeypatch)
+    plugins, _ = manager(tmp_path, monkeypatch)
     both = [record for record in plugins.records() if record.name == "twin"]
     assert [record.status for record in both] == ["ok", "broken"]
     assert "musubi-a 1.2" in both[1].problems[0]

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from checkpoints import lora, read, run_of, write, write_raw
+from checkpoints import NUMPY, lora, read, run_of, write, write_raw
 from commands import merge
 
 from musubi_cli import InputError
@@ -292,8 +292,8 @@ def test_nan_and_infinity(dtype, value, which, tmp_path):
     output = tmp_path / "out.safetensors"
     allowed = merge(*paths, "-o", output, "--sigma_rel=0.2", "--allow", "nonfinite")
     assert allowed.code == 0
-    raw = read(output)[1]["lora_unet_a.lora_up.weight"][2]
-    assert len(raw) == values.size * (len(raw) // values.size)
+    merged = np.frombuffer(read(output)[1]["lora_unet_a.lora_up.weight"][2], NUMPY[dtype])
+    assert np.flatnonzero(~np.isfinite(merged.astype(np.float64))).tolist() == [13]
 
 
 def test_another_runs_file(tmp_path):
@@ -331,8 +331,7 @@ def test_a_dtype_that_cannot_be_averaged(tmp_path):
 def test_an_earlier_merge_among_the_inputs(run, tmp_path):
     earlier = tmp_path / "earlier.safetensors"
     assert merge(*run, "-o", earlier, "--sigma_rel=0.2", "--no_sort").code == 0
-    more = run_of(tmp_path / "..", 0) + run
-    said = refused(tmp_path, *more, earlier)
+    said = refused(tmp_path, *run, earlier)
     assert f"{earlier}: is an earlier merge" in said
     output = tmp_path / "out.safetensors"
     assert merge(*run, earlier, "-o", output, "--sigma_rel=0.2", "--skip", "merges").code == 0

@@ -253,7 +253,7 @@ def test_an_output_that_cannot_be(output, told, tmp_path):
     assert told in ran.err
 
 
-@pytest.mark.parametrize("change", ["shorter", "longer", "other", "late"])
+@pytest.mark.parametrize("change", ["shorter", "longer", "other", "late", "gone"])
 def test_an_input_that_changes_during_the_merge_is_an_error(change, tmp_path):
     from musubi_cli import InputError, Offer
     from musubi_merge_ema.plan import Request, make_plan
@@ -267,15 +267,19 @@ def test_an_input_that_changes_during_the_merge_is_an_error(change, tmp_path):
     size = paths[1].stat().st_size
 
     def spoil(_=None):
-        if change in ("shorter", "longer"):
+        if change == "gone":
+            paths[1].unlink(missing_ok=True)
+        elif change in ("shorter", "longer"):
             os.truncate(paths[1], size + (8 if change == "longer" else -8))
         else:
             os.utime(paths[1], (1, 1))
 
-    if change != "late":
+    late = change in ("late", "gone")
+    if not late:
         spoil()
-    with pytest.raises(InputError, match="was changed while it was being merged"):
-        run(plan, spoil if change == "late" else lambda _: None)
+    told = "fox-000002.*: " + ("cannot be opened" if change == "gone" else "was changed while")
+    with pytest.raises(InputError, match=told):
+        run(plan, spoil if late else lambda _: None)
     assert not output.exists()
 
 
