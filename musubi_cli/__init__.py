@@ -13,6 +13,7 @@ from musubi_cli.console import (
 )
 from musubi_cli.errors import ExitCode, InputError, MusubiError, PluginError
 from musubi_cli.files import atomic_output, obstacle
+from musubi_cli.groups import CommandGroup
 from musubi_cli.hookspecs import hookimpl
 from musubi_cli.options import Section, SectionedCommand, join
 from musubi_cli.plugin_manager import Offer, PluginManager, PluginRecord
@@ -35,6 +36,7 @@ __all__ = [
     "CaptionResult",
     "Captioner",
     "Checkpoint",
+    "CommandGroup",
     "Console",
     "ExitCode",
     "FormatSpec",

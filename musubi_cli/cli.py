@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from musubi_cli import config
 from musubi_cli.commands import HOST_COMMANDS
 from musubi_cli.console import Console
 from musubi_cli.errors import ExitCode, InputError, MusubiError, show_error
+from musubi_cli.groups import CommandGroup
 from musubi_cli.plugin_manager import Offer, PluginManager
 
 SETTINGS: dict[str, Any] = {
@@ -33,55 +34,8 @@ SETTINGS: dict[str, Any] = {
 _FIND_OUT = ("plugins", "completion")
 """Commands that a mistake in the configuration must not keep from telling what is wrong."""
 
-Fetch = Callable[[click.Context], Iterable[click.Command]]
 
-
-class HookGroup(click.Group):
-    """A group whose commands are fetched at their first use.
-
-    Args:
-        fetch: gives the commands; called once at most, with the group's context.
-        **arguments: as for `click.Group`.
-    """
-
-    def __init__(self, *args: Any, fetch: Fetch, **arguments: Any) -> None:
-        super().__init__(*args, **arguments)
-        self._fetch: Fetch | None = fetch
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands by name."""
-        self._fill(ctx)
-        return super().list_commands(ctx)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name, spelt with hyphens or underscores."""
-        self._fill(ctx)
-        spelt = cmd_name.replace("_", "-")
-        return super().get_command(ctx, spelt) or super().get_command(ctx, cmd_name)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As Click does, but under the command's own name, which configuration is kept by."""
-        known = self.get_command(ctx, args[0]) or args[0].startswith("-") or ctx.resilient_parsing
-        if not known:
-            ctx.fail(f"No such command '{args[0]}'.{self._similar(args[0])}")
-        name, command, rest = super().resolve_command(ctx, args)
-        return (command.name if command else name), command, rest
-
-    def _similar(self, name: str) -> str:
-        from difflib import get_close_matches
-
-        close = get_close_matches(name.replace("_", "-"), self.commands, n=1)
-        return f" Did you mean '{close[0]}'?" if close else ""
-
-    def _fill(self, ctx: click.Context) -> None:
-        fetch, self._fetch = self._fetch, None
-        for command in fetch(ctx) if fetch else ():
-            self.add_command(command)
-
-
-class Root(HookGroup):
+class Root(CommandGroup):
     """`musubi` itself: the one place where exceptions become messages and exit codes."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
@@ -163,10 +117,11 @@ def _report_problem(line: str) -> None:
 
 def _root_commands(ctx: click.Context, plugins: PluginManager) -> Iterable[click.Command]:
     plugins.load(third_party=not ctx.find_root().params.get("no_plugins"))
-    merge = [_with_listening(o.value) for o in _offers(plugins, "musubi_merge_commands")]
+    merge = [offer.value for offer in _offers(plugins, "musubi_merge_commands")]
     own = [command(plugins) for command in HOST_COMMANDS]
     if merge:
-        own.append(HookGroup("merge", help="Make one model out of several.", fetch=lambda _: merge))
+        about = "Make one model out of several."
+        own.append(CommandGroup("merge", help=about, fetch=lambda _: merge))
     names = {command.name for command in own}
     yield from map(_with_listening, own)
     for offer in _offers(plugins, "musubi_commands"):
@@ -207,9 +162,10 @@ def _default_map(ctx: click.Context, named: Path | None) -> dict[str, Any]:
 
 def _with_listening(command: click.Command) -> click.Command:
     """A copy that takes --quiet and --verbose, unless it has options of these names."""
-    if isinstance(command, HookGroup):
-        return command
     command = copy.copy(command)
+    if isinstance(command, CommandGroup) and (fetch := command.fetch):
+        command.fetch = lambda ctx: map(_with_listening, fetch(ctx))
+        return command
     if isinstance(command, click.Group):
         command.commands = {n: _with_listening(c) for n, c in command.commands.items()}
         return command

@@ -50,17 +50,21 @@ class Console:
         click.echo(f"{label} {_encodable(text, sys.stderr)}", err=True)
 
     @contextlib.contextmanager
-    def progress(self, total: int, label: str) -> Iterator[Callable[[int], None]]:
-        """Show a bar with rate and remaining time while bytes are worked through.
+    def progress(
+        self, total: int, label: str, rate: Callable[[int, float], str] | None = None
+    ) -> Iterator[Callable[[int], None]]:
+        """Show a bar with rate and remaining time while something is worked through.
 
         Args:
-            total: bytes in all.
+            total: bytes in all, or whatever is counted.
             label: what is being done, two or three words.
+            rate: puts into words what was done, and in how many seconds; bytes a second if None.
 
         Yields:
             A function that takes the number of bytes done since its last call. Without a terminal,
             or when quiet, it does nothing.
         """
+        rate = rate or _rate
         if self.quiet or not sys.stderr or not sys.stderr.isatty():
             yield lambda _: None
             return
@@ -69,7 +73,7 @@ class Console:
             length=total,
             label=label,
             file=sys.stderr,
-            item_show_func=lambda done: _rate(done, perf_counter() - start),
+            item_show_func=lambda done: rate(done or 0, perf_counter() - start),
             update_min_steps=max(1, total // 200),
         )
         try:
@@ -144,8 +148,8 @@ def bar(fraction: float, width: int, *, of: float = 1.0) -> str:
     return "█" * full + " ▏▎▍▌▋▊▉"[rest].strip()
 
 
-def _rate(done: int | None, seconds: float) -> str:
-    return f"{show_size((done or 0) / seconds)}/s" if seconds > 0 else ""
+def _rate(done: int, seconds: float) -> str:
+    return f"{show_size(done / seconds)}/s" if seconds > 0 else ""
 
 
 def _encodable(text: str, stream: TextIO | None) -> str:

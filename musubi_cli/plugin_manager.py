@@ -18,6 +18,7 @@ import pluggy
 
 from musubi_cli import hookspecs
 from musubi_cli.errors import PluginError
+from musubi_cli.specs import BackendSpec
 
 OWN_DISTRIBUTION = "musubi"
 
@@ -55,6 +56,8 @@ class Offer(Generic[T]):
     plugin: str
     origin: str
     """The plugin's name with its distribution and version, for people."""
+    built_in: bool = False
+    """Whether it is shipped with musubi, and so comes before a stranger's."""
 
 
 @dataclass
@@ -206,7 +209,7 @@ class PluginManager:
                 hook, [e.plugin for e in self._entries if e.plugin and e is not entry]
             )
             for item in self._guarded(entry, hook, caller):
-                yield entry, Offer(item, entry.point.name, entry.origin)
+                yield entry, Offer(item, entry.point.name, entry.origin, entry.built_in)
 
     def _guarded(self, entry: _Entry, hook: str, caller: Callable[..., Any]) -> Sequence[Any]:
         spec = getattr(self._pluggy.hook, hook).spec
@@ -279,10 +282,12 @@ def _fault_of_spec(spec: Any) -> str | None:
         return f"{spec.name}, whose help is no text"
     if not isinstance(spec.options, tuple):
         return f"{spec.name}, whose options are no tuple"
+    shares_its_command = not isinstance(spec, BackendSpec)
     for option in spec.options:
         if not isinstance(option, click.Option):
             return f"{spec.name}, one of whose options is {option!r:.60}, not a click.Option"
-        if option.required or option.prompt or not option.expose_value:
+        disturbs = option.required or option.prompt or not option.expose_value
+        if disturbs and shares_its_command:
             return (
                 f"{spec.name}, whose option {option.opts[0]} is required, prompts or is not "
                 "exposed, which would disturb those who do not use it"

@@ -65,11 +65,13 @@ class CaptionRequest:
         path: the picture's file, the key under which its caption is written.
         image: decoded, upright, RGB, already of the size the model is to see.
         prompt: what to ask.
+        max_new_tokens: where to cut the caption off.
     """
 
     path: Path
     image: Image
     prompt: str
+    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -104,23 +106,37 @@ class BackendSpec:
         help: one line for `--help`.
         open: called once a run as `open(**values)` with the values of `options`; a context manager
             that loads on entry, gives the `Captioner`, and frees everything on exit.
-        options: the backend's own options.
+        options: the backend's own options; they may be required.
+        check: called as `check(**values)` before anything is loaded or written, also in a dry run.
+            It raises `InputError` for what it can find out cheaply, and gives lines for the plan,
+            what they are about first: `{"model": "Qwen2.5-VL 7B"}`.
+        grid: sides of a picture, in pixels, are made multiples of this; one token each square.
+        min_area: smaller pictures are enlarged to so many pixels.
     """
 
     name: str
     help: str
     open: Callable[..., AbstractContextManager[Captioner]]
     options: tuple[click.Option, ...] = ()
+    check: Callable[..., Mapping[str, str]] | None = None
+    grid: int = 1
+    min_area: int = 0
 
 
 class FormatWriter(Protocol):
     """An open output that receives results as they come and survives a kill between any two."""
 
     def done(self) -> Container[Path]:
-        """Pictures the output already holds, so that a further run skips them."""
+        """Pictures the output already holds, so that a further run skips them.
+
+        Asked before the first `write`, also in a dry run, and changes nothing.
+        """
 
     def write(self, result: CaptionResult) -> None:
-        """Add one result; after the call a kill no longer loses it."""
+        """Add one result, which has a caption; after the call a kill no longer loses it.
+
+        A caption that the output already holds for the picture is replaced.
+        """
 
 
 @dataclass(frozen=True)
@@ -131,11 +147,18 @@ class FormatSpec:
         name: what `--output_format` takes.
         help: one line for `--help`.
         open: called once a run as `open(target, **values)` with the output's path and the values
-            of `options`; a context manager that gives the `FormatWriter`.
-        options: the format's own options.
+            of `options`; a context manager that gives the `FormatWriter`. Opening alone, as in a
+            dry run, changes nothing on disk.
+        options: the format's own options, none of them required.
+        target: `file` if it writes the file that `--output_file` names, `folder` if it writes
+            into the folder of the pictures, whose path `open` is then given.
+        check: called as `check(target, pictures, **values)` with the sorted paths of all pictures
+            before the model is loaded; raises `InputError` if they cannot be written.
     """
 
     name: str
     help: str
     open: Callable[..., AbstractContextManager[FormatWriter]]
     options: tuple[click.Option, ...] = ()
+    target: Literal["file", "folder"] = "file"
+    check: Callable[..., None] | None = None

@@ -1,0 +1,154 @@
+"""Everything a caption run decides, as one value: print it, or run it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from musubi_caption.folder import find_pictures, picture_extensions
+from musubi_caption.picture import Fit
+from musubi_caption.sizes import fit
+from musubi_cli import BackendSpec, FormatSpec, FormatWriter, InputError, obstacle, show_path
+
+
+@dataclass(frozen=True)
+class Output:
+    """One place where captions go."""
+
+    format: FormatSpec
+    target: Path
+    values: Mapping[str, Any]
+
+    def open(self) -> contextlib.AbstractContextManager[FormatWriter]:
+        """The format's writer."""
+        return self.format.open(self.target, **self.values)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    backend: BackendSpec
+    values: Mapping[str, Any]
+    image_dir: Path
+    outputs: tuple[Output, ...]
+    prompt: str
+    max_new_tokens: int
+    max_size: int
+    recursive: bool = False
+    limit: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        request: what the user asked for.
+        about: the backend's lines for people, by what they are about.
+        pictures: all that were found, sorted.
+        todo: those to caption in this run, in the same order.
+        done: how many the outputs already hold, and are kept.
+        unreadable: folders that could not be looked into, each with the reason.
+    """
+
+    request: Request
+    about: Mapping[str, str]
+    pictures: tuple[Path, ...]
+    todo: tuple[Path, ...]
+    done: int
+    unreadable: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def fit(self) -> Fit:
+        """From a picture's size to that at which the model sees it."""
+        return fit_for(self.request.backend, self.request.max_size)
+
+
+def make_plan(request: Request) -> Plan:
+    """Look at the folder, the outputs and the model; nothing is written or loaded.
+
+    Raises:
+        InputError: something in the request cannot work; each fault is one message.
+    """
+    check_size(request.backend, request.max_size)
+    unreadable: list[tuple[Path, str]] = []
+    pictures = find_pictures(
+        request.image_dir,
+        recursive=request.recursive,
+        unreadable=lambda folder, reason: unreadable.append((folder, reason)),
+    )
+    if not pictures:
+        raise InputError(_nothing_in(request, unreadable))
+    _check_outputs(request.outputs, pictures)
+    about = request.backend.check(**request.values) if request.backend.check else {}
+    missing = _missing(request, pictures)
+    return Plan(
+        request=request,
+        about=about,
+        pictures=tuple(pictures),
+        todo=tuple(missing[: request.limit]),
+        done=len(pictures) - len(missing),
+        unreadable=tuple(unreadable),
+    )
+
+
+def fit_for(backend: BackendSpec, max_size: int) -> Fit:
+    """The sizing rule of a backend."""
+    return partial(fit, max_area=max_size**2, min_area=backend.min_area, grid=backend.grid)
+
+
+def check_size(backend: BackendSpec, max_size: int) -> None:
+    """Refuse sizes at which there is nothing left to see.
+
+    Raises:
+        InputError: with the smallest size.
+    """
+    smallest = 8 * backend.grid
+    if max_size < smallest:
+        raise InputError(
+            f"--max_size {max_size} is too small: {backend.name} sees a picture in squares of "
+            f"{backend.grid} pixels, and below {smallest} there is little to describe; "
+            f"use {smallest} or more (1280 is the default)"
+        )
+
+
+def _nothing_in(request: Request, unreadable: Sequence[tuple[Path, str]]) -> str:
+    folder = show_path(request.image_dir)
+    if unreadable:
+        return f"{show_path(unreadable[0][0])}: {unreadable[0][1]}"
+    ignored: Callable[[Path, str], None] = lambda _folder, _reason: None  # noqa: E731
+    if not request.recursive and (
+        below := find_pictures(request.image_dir, recursive=True, unreadable=ignored)
+    ):
+        return f"{folder}: holds no pictures itself, its folders hold {len(below)}; use --recursive"
+    known = " ".join(sorted(picture_extensions() & {".jpg", ".png", ".webp", ".avif", ".tif"}))
+    return f"{folder}: holds no pictures (files ending in {known} ...); see --image_dir"
+
+
+def _check_outputs(outputs: Sequence[Output], pictures: Sequence[Path]) -> None:
+    faults: list[str] = []
+    for output in outputs:
+        if output.format.target == "file" and (reason := obstacle(output.target, 0)):
+            faults.append(f"{show_path(output.target)}: {reason}")
+        if output.format.check:
+            try:
+                output.format.check(output.target, pictures, **output.values)
+            except InputError as error:
+                faults.extend(error.messages)
+    if faults:
+        raise InputError(*faults)
+
+
+def _missing(request: Request, pictures: Sequence[Path]) -> list[Path]:
+    """Pictures that at least one output lacks."""
+    if request.overwrite:
+        return list(pictures)
+    with contextlib.ExitStack() as opened:
+        holdings = [opened.enter_context(output.open()).done() for output in request.outputs]
+        return [p for p in pictures if not all(p in held for held in holdings)]

@@ -1,0 +1,162 @@
+"""Runs a plan: pictures through the backend into the outputs, in the pictures' order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+from musubi_caption.feed import Feed
+from musubi_caption.plan import Output, Plan
+from musubi_cli import (
+    Captioner,
+    CaptionRequest,
+    CaptionResult,
+    FormatWriter,
+    MusubiError,
+    PluginError,
+    show_path,
+)
+
+
+@dataclass
+class Tally:
+    """What came of a run so far."""
+
+    captioned: int = 0
+    tokens: int = 0
+    cut: list[Path] = field(default_factory=list)
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+    load_seconds: float = 0.0
+    seconds: float = 0.0
+    """From the model being ready to the last caption."""
+    waited: float = 0.0
+    """Seconds of them in which the model waited for pictures."""
+
+    def add(self, result: CaptionResult) -> None:
+        """Count one result."""
+        self.tokens += result.tokens
+        if result.error is not None:
+            self.failed.append((result.path, result.error))
+            return
+        self.captioned += 1
+        if result.stop == "length":
+            self.cut.append(result.path)
+
+
+def run(plan: Plan, tally: Tally, progress: Callable[[int], None]) -> None:
+    """Caption what is to do.
+
+    Args:
+        plan: what to do.
+        tally: kept up to date, also when the run is interrupted.
+        progress: told 1 for each picture.
+
+    Raises:
+        MusubiError: an output could not be written; what it holds is intact.
+        PluginError: the backend answers for pictures it was not asked about.
+    """
+    with contextlib.ExitStack() as opened:
+        ledger = Ledger(plan, opened, tally, progress)
+        start = perf_counter()
+        captioner = opened.enter_context(plan.request.backend.open(**plan.request.values))
+        ready = perf_counter()
+        tally.load_seconds = ready - start
+        feed = Feed(plan.todo, plan.fit, plan.request.max_size**2)
+        try:
+            for result in results(captioner, feed, plan):
+                ledger.add(result)
+            ledger.finish(f"backend {plan.request.backend.name} gave no answer for it")
+        finally:
+            tally.seconds, tally.waited = perf_counter() - ready, feed.waited
+
+
+def results(captioner: Captioner, feed: Feed, plan: Plan) -> Iterator[CaptionResult]:
+    """One result for each picture of the feed, in any order."""
+    unreadable: deque[CaptionResult] = deque()
+
+    def requests() -> Iterator[CaptionRequest]:
+        for path, image in feed:
+            if isinstance(image, str):
+                unreadable.append(CaptionResult(path, error=image))
+            else:
+                yield CaptionRequest(path, image, plan.request.prompt, plan.request.max_new_tokens)
+
+    for result in captioner(requests()):
+        while unreadable:
+            yield unreadable.popleft()
+        yield result
+    yield from unreadable
+
+
+class Ledger:
+    """Takes results in any order and writes them in the pictures' order.
+
+    Args:
+        plan: whose pictures and outputs.
+        opened: closes the outputs in the end.
+        tally: counts what was written.
+        progress: told 1 for each picture.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        opened: contextlib.ExitStack,
+        tally: Tally,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._expected = deque(plan.todo)
+        self._unanswered = set(plan.todo)
+        self._early: dict[Path, CaptionResult] = {}
+        self._overwrite = plan.request.overwrite
+        self._writers = list(_open_all(plan.request.outputs, opened))
+        self._tally = tally
+        self._progress = progress
+
+    def add(self, result: CaptionResult) -> None:
+        """Take one result, and write all whose turn it is."""
+        if result.path not in self._unanswered:
+            raise PluginError(
+                f"{show_path(result.path)}: the backend answered for this picture twice, or "
+                "without being asked; tell the author of its plugin"
+            )
+        self._unanswered.discard(result.path)
+        self._early[result.path] = result
+        while self._expected and self._expected[0] in self._early:
+            self._write(self._early.pop(self._expected.popleft()))
+
+    def finish(self, reason: str) -> None:
+        """Write the rest; pictures without an answer have failed for `reason`."""
+        for path in list(self._expected):
+            if path in self._unanswered:
+                self.add(CaptionResult(path, error=reason))
+
+    def _write(self, result: CaptionResult) -> None:
+        if result.error is None:
+            for output, writer, held in self._writers:
+                if self._overwrite or result.path not in held:
+                    self._guarded(output, writer, result)
+        self._tally.add(result)
+        self._progress(1)
+
+    def _guarded(self, output: Output, writer: FormatWriter, result: CaptionResult) -> None:
+        try:
+            writer.write(result)
+        except OSError as error:
+            place = error.filename or output.target
+            raise MusubiError(
+                f"{show_path(place)}: cannot be written: {error.strerror or error}; "
+                f"{self._tally.captioned} captions of this run are kept, mend this and run again"
+            ) from error
+
+
+def _open_all(
+    outputs: Iterable[Output], opened: contextlib.ExitStack
+) -> Iterator[tuple[Output, FormatWriter, Container[Path]]]:
+    for output in outputs:
+        writer = opened.enter_context(output.open())
+        yield output, writer, writer.done()

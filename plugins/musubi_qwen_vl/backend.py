@@ -1,0 +1,130 @@
+"""Opens the backend: checks what can be checked, loads the model, gives the captioner."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from musubi_cli import Captioner, InputError
+from musubi_qwen_vl.source import open_source
+from musubi_qwen_vl.vocabulary import find_tokenizer, vocabulary_file
+
+if TYPE_CHECKING:
+    import torch
+
+_NEEDED = ("torch", "transformers", "accelerate", "safetensors")
+
+
+def check(*, model_path: Path, tokenizer: str | None, **_: Any) -> Mapping[str, str]:
+    """Find out without loading whether the model can be used; lines for the plan.
+
+    Raises:
+        InputError: it cannot.
+    """
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"qwen-vl needs {', '.join(missing)}; install with: pip install 'musubi[qwen-vl]'"
+        )
+    source = open_source(model_path)
+    near = find_tokenizer(source.layout.folder)
+    if tokenizer is None and near is None:
+        vocabulary_file()
+    return {"model": str(source), "tokenizer": tokenizer or str(near or "the packaged one")}
+
+
+@contextlib.contextmanager
+def open_backend(
+    *,
+    model_path: Path,
+    fp8_vl: bool,
+    batch_size: int | None,
+    device: str,
+    dtype: str,
+    repetition_penalty: float,
+    tokenizer: str | None,
+) -> Iterator[Captioner]:
+    """Load a model, and free it in the end.
+
+    Args:
+        model_path: as for `layout.locate`.
+        fp8_vl: whether the language model's linear weights are kept in float8.
+        batch_size: pictures at once, None for the rule of `Batcher`.
+        device: as torch names it, or `auto`.
+        dtype: likewise.
+        repetition_penalty: 1 for none.
+        tokenizer: a folder or a name on the hub; None to look around.
+
+    Raises:
+        InputError: the model, the tokenizer or the device cannot be used.
+    """
+    if tokenizer is None or Path(tokenizer).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched unasked
+    from musubi_qwen_vl.captioner import QwenCaptioner
+    from musubi_qwen_vl.loading import load, silent_transformers
+    from musubi_qwen_vl.vocabulary import load_tokenizer
+
+    source = open_source(model_path)
+    place = choose_device(device)
+    with silent_transformers():
+        words = load_tokenizer(tokenizer, source.layout.folder)
+        check_tokenizer(words, source.config)
+        model = load(source, device=place, dtype=choose_dtype(dtype, place), float8=fp8_vl)
+        yield QwenCaptioner(model, words, batch_size=batch_size, penalty=repetition_penalty)
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device to run on: this process's own among several, where they were started so.
+
+    Raises:
+        click.BadParameter: there is no such device here.
+    """
+    import torch
+
+    try:
+        if asked != "auto":
+            device = torch.device(asked)
+            torch.empty(0, device=device)
+            return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise click.BadParameter(f"{asked}: {reason}", param_hint="--device") from error
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
+    """The dtype to compute in; few CPUs are quick at anything but float32."""
+    import torch
+
+    if asked == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "float32": torch.float32,
+    }[asked]
+
+
+def check_tokenizer(tokenizer: Any, config: Mapping[str, Any]) -> None:
+    """Refuse another model's tokenizer.
+
+    Raises:
+        InputError: its place holder for pictures is not the model's.
+    """
+    wanted = config.get("image_token_id")
+    found = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    if found != wanted:
+        raise InputError(
+            f"the tokenizer ({tokenizer.name_or_path or 'the packaged one'}) is not this model's: "
+            f"<|image_pad|> is {found} there and {wanted} in the model; see --tokenizer"
+        )
