@@ -1,4 +1,4 @@
-"""`python -m musubi_cli`, for launchers that start modules."""
+"""`python -m musubi_cli` is `musubi`; launchers of several processes start it so."""
 
 from musubi_cli.cli import main
 

@@ -26,6 +26,7 @@ from musubi_cli import (
 if TYPE_CHECKING:
     from musubi_caption.plan import Output, Plan, Request
     from musubi_caption.run import Tally
+    from musubi_caption.sharing import Crew
 
 Formats = list[FormatSpec]
 
@@ -142,22 +143,39 @@ def _run(
 
     from musubi_caption.plan import make_plan
     from musubi_caption.report import as_data, as_text, sizes
+    from musubi_caption.sharing import find_crew
 
     console = current_console()
+    crew = find_crew()
+    if crew and crew.rank:
+        _assist(_request(backend, formats, parameters, Console(quiet=True)), crew)
+        return
     plan = make_plan(_request(backend, formats, parameters, console))
+    if crew:
+        crew.announce(() if parameters["dry_run"] else plan.todo)
     as_json = parameters["json"]
     if parameters["dry_run"]:
         found = sizes(plan)
         for line in [json.dumps(as_data(plan, found))] if as_json else as_text(plan, found):
             console.out(line)
         return
-    tally = _caption(plan, console)
+    tally = _caption(plan, console, crew)
     _tell(plan, tally, console, as_json=as_json)
     if tally.failed or plan.unreadable:
         ctx.exit(ExitCode.PARTIAL)
 
 
-def _caption(plan: Plan, console: Console) -> Tally:
+def _assist(request: Request, crew: Crew) -> None:
+    """Caption a share of what another process has planned."""
+    from musubi_caption.plan import Plan
+    from musubi_caption.run import assist
+
+    todo = crew.hear()
+    if crew.share(todo):
+        assist(Plan(request, about={}, pictures=todo, todo=todo, done=0), crew)
+
+
+def _caption(plan: Plan, console: Console, crew: Crew | None) -> Tally:
     from musubi_caption.report import token_rate
     from musubi_caption.run import Tally, run
 
@@ -174,7 +192,7 @@ def _caption(plan: Plan, console: Console) -> Tally:
     label = f"captioning {len(plan.todo)} pictures"
     try:
         with console.progress(len(plan.todo), label, rate) as progress:
-            run(plan, tally, progress)
+            run(plan, tally, progress, crew)
     except (KeyboardInterrupt, SystemExit):
         kept = f"{tally.captioned} captions of this run are kept"
         console.note(f"{kept}; the same command goes on from there")

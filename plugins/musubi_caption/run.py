@@ -11,6 +11,7 @@ from time import perf_counter
 
 from musubi_caption.feed import Feed
 from musubi_caption.plan import Output, Plan
+from musubi_caption.sharing import Crew
 from musubi_cli import (
     Captioner,
     CaptionRequest,
@@ -47,13 +48,16 @@ class Tally:
             self.cut.append(result.path)
 
 
-def run(plan: Plan, tally: Tally, progress: Callable[[int], None]) -> None:
-    """Caption what is to do.
+def run(
+    plan: Plan, tally: Tally, progress: Callable[[int], None], crew: Crew | None = None
+) -> None:
+    """Caption what is to do, and write it.
 
     Args:
         plan: what to do.
         tally: kept up to date, also when the run is interrupted.
         progress: told 1 for each picture.
+        crew: the other processes that have a share in it.
 
     Raises:
         MusubiError: an output could not be written; what it holds is intact.
@@ -65,13 +69,29 @@ def run(plan: Plan, tally: Tally, progress: Callable[[int], None]) -> None:
         captioner = opened.enter_context(plan.request.backend.open(**plan.request.values))
         ready = perf_counter()
         tally.load_seconds = ready - start
-        feed = Feed(plan.todo, plan.fit, plan.request.max_size**2)
+        feed = _feed(plan, crew)
         try:
             for result in results(captioner, feed, plan):
                 ledger.add(result)
+                for other in crew.arrived() if crew else ():
+                    ledger.add(other)
+            for other in crew.remaining() if crew else ():
+                ledger.add(other)
             ledger.finish(f"backend {plan.request.backend.name} gave no answer for it")
         finally:
             tally.seconds, tally.waited = perf_counter() - ready, feed.waited
+
+
+def assist(plan: Plan, crew: Crew) -> None:
+    """Caption this process's share, and send it to the one that writes."""
+    with plan.request.backend.open(**plan.request.values) as captioner:
+        for result in results(captioner, _feed(plan, crew), plan):
+            crew.send(result)
+
+
+def _feed(plan: Plan, crew: Crew | None) -> Feed:
+    share = crew.share(plan.todo) if crew else plan.todo
+    return Feed(share, plan.fit, plan.request.max_size**2)
 
 
 def results(captioner: Captioner, feed: Feed, plan: Plan) -> Iterator[CaptionResult]:

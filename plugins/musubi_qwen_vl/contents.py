@@ -10,8 +10,6 @@ from typing import Any
 
 from musubi_cli import InputError, show_path
 
-pass
-
 _SCALES = (".scale_weight", ".weight_scale")
 _HINTS = (".scale_input", ".input_scale", ".comfy_quant")
 _MARKERS = ("scaled_fp8",)

@@ -1,0 +1,159 @@
+"""Wrong input: a clear message before anything is loaded or written, and one bad picture costs one."""
+
+import os
+
+import pytest
+from pictures import eye, plain
+
+
+@pytest.fixture
+def caption(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    captioned = eye(site, monkeypatch)
+
+    def logged(*args):
+        ran = captioned(*args, "--opened", "log")
+        assert "Traceback" not in ran.err
+        return ran
+
+    return logged
+
+
+def refused(ran, *texts):
+    assert ran.code == 2, ran
+    for text in texts:
+        assert text in ran.err
+    assert not os.path.exists("log"), "the model was loaded"
+    assert not os.path.exists("c.jsonl")
+
+
+def test_no_folder(caption):
+    refused(caption("--image_dir", "photos", "-o", "c.jsonl"), "--image_dir", "photos")
+
+
+def test_a_file_for_a_folder(caption):
+    plain("a.png")
+    refused(caption("--image_dir", "a.png", "-o", "c.jsonl"), "a.png", "is a file")
+
+
+def test_an_empty_folder(caption):
+    os.mkdir("photos")
+    refused(caption("--image_dir", "photos", "-o", "c.jsonl"), "photos: holds no pictures")
+
+
+def test_a_folder_whose_pictures_lie_deeper(caption):
+    plain("photos/deep/a.png")
+    refused(caption("--image_dir", "photos", "-o", "c.jsonl"), "hold 1; use --recursive")
+    assert caption("--image_dir", "photos", "-o", "c.jsonl", "--recursive").code == 0
+
+
+def test_jsonl_without_a_file(caption):
+    plain("photos/a.png")
+    refused(caption("--image_dir", "photos"), "--output_format jsonl needs --output_file")
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [("photos", "is a folder"), ("nowhere/c.jsonl", "its folder does not exist")],
+)
+def test_an_output_that_cannot_be_written(caption, target, text):
+    plain("photos/a.png")
+    refused(caption("--image_dir", "photos", "-o", target), target, text)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_in_a_folder_without_permission(caption):
+    plain("photos/a.png")
+    os.mkdir("locked", 0o500)
+    refused(caption("--image_dir", "photos", "-o", "locked/c.jsonl"), "locked")
+
+
+def test_two_pictures_with_one_caption_file(caption):
+    plain("photos/a.jpg")
+    plain("photos/a.png")
+    ran = caption("--image_dir", "photos", "--output_format", "text")
+    refused(ran, "photos/a.png and a.jpg would share the caption file a.txt")
+    assert caption("--image_dir", "photos", "-o", "c.jsonl").code == 0
+
+
+@pytest.mark.parametrize("extension", ["", ".", "a/b", ".."])
+def test_an_extension_that_is_none(caption, extension):
+    plain("photos/a.png")
+    ran = caption("--image_dir=photos", "--output_format=text", f"--caption_extension={extension}")
+    refused(ran, "--caption_extension")
+
+
+def test_an_extension_that_would_overwrite_pictures(caption):
+    plain("photos/a.png")
+    ran = caption("--image_dir=photos", "--output_format=text", "--caption_extension=.png")
+    refused(ran, "would write over the picture photos/a.png")
+
+
+def test_too_small_a_size(caption):
+    plain("photos/a.png")
+    refused(caption("--image_dir=photos", "-o", "c.jsonl", "--max_size=20"), "--max_size 20")
+
+
+def test_an_unknown_format_names_the_known(caption):
+    plain("photos/a.png")
+    refused(caption("--image_dir=photos", "--output_format=csv"), "jsonl", "text")
+
+
+def test_a_file_that_no_format_writes(caption):
+    plain("photos/a.png")
+    ran = caption("--image_dir=photos", "--output_format=text", "-o", "c.jsonl")
+    assert ran.code == 0
+    assert "--output_file c.jsonl ignored" in ran.err
+
+
+def test_one_bad_picture_costs_one_picture(caption):
+    for name in "ace":
+        plain(f"photos/{name}.png")
+    with open("photos/b.png", "wb") as file:
+        file.write(b"not a picture")
+    open("photos/d.jpg", "wb").close()
+    os.symlink("gone.png", "photos/f.png")
+    ran = caption("--image_dir", "photos", "-o", "c.jsonl")
+    assert ran.code == 3
+    assert "failed: photos/b.png: is no picture" in ran.err
+    assert "failed: photos/d.jpg: the file is empty" in ran.err
+    assert "failed: photos/f.png: No such file" in ran.err
+    assert "3 captioned, 3 failed" in ran.err
+    with open("c.jsonl") as file:
+        assert len(file.readlines()) == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_picture_without_permission(caption):
+    plain("photos/a.png")
+    plain("photos/b.png").chmod(0)
+    ran = caption("--image_dir", "photos", "-o", "c.jsonl")
+    assert ran.code == 3
+    assert "photos/b.png: Permission denied" in ran.err
+
+
+def test_a_folder_below_that_cannot_be_read(caption, monkeypatch):
+    plain("photos/a.png")
+    plain("photos/locked/b.png")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # root, who runs the tests, may read everything
+    ran = caption("--image_dir", "photos", "-o", "c.jsonl", "--recursive")
+    assert ran.code == 3
+    assert "photos/locked: the folder cannot be read: Permission denied" in ran.err
+
+
+def test_only_bad_pictures(caption):
+    os.mkdir("photos")
+    open("photos/a.png", "wb").close()
+    ran = caption("--image_dir", "photos", "-o", "c.jsonl")
+    assert ran.code == 3
+    assert "0 captioned, 1 failed" in ran.err
