@@ -29,7 +29,7 @@ def start(tmp_path, monkeypatch):
 
     def started(*options, **how):
         return subprocess.Popen(
-            [COMMAND, "caption", "eye", "--image_dir", "photos", *options],
+            [COMMAND, "caption", "eye", "--image_dir=photos", "--prompt=p", *options],
             env={**os.environ, "PYTHONPATH": str(site)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -38,6 +38,11 @@ def start(tmp_path, monkeypatch):
         )
 
     return started
+
+
+def finish(process):
+    process.communicate(timeout=20)
+    return process.returncode
 
 
 def held():
@@ -66,7 +71,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(start):
     assert "Traceback" not in err
     done = held()
     assert 2 <= len(done) < COUNT
-    assert start("-o", "c.jsonl").wait(20) == 0
+    assert finish(start("-o", "c.jsonl")) == 0
     assert held() == [f"photos/{number:02}.png" for number in range(COUNT)]
 
 
@@ -79,7 +84,7 @@ def test_a_killed_run_loses_at_most_the_picture_it_was_at(start):
         process.communicate()
         done = held()
         assert done == [f"photos/{number:02}.png" for number in range(len(done))]
-    assert start("-o", "c.jsonl").wait(20) == 0
+    assert finish(start("-o", "c.jsonl")) == 0
     assert held() == [f"photos/{number:02}.png" for number in range(COUNT)]
 
 
@@ -88,13 +93,13 @@ def test_killed_while_writing_text_files(start):
     time.sleep(0.7)
     process.kill()
     process.communicate()
-    assert start("--output_format", "text").wait(20) == 0
+    assert finish(start("--output_format", "text")) == 0
     beside = sorted(os.listdir("photos"))
     assert beside == sorted(f"{n:02}.{kind}" for n in range(COUNT) for kind in ("png", "txt"))
 
 
 def test_killed_while_overwriting_each_picture_still_has_a_caption(start):
-    assert start("-o", "c.jsonl").wait(20) == 0
+    assert finish(start("-o", "c.jsonl")) == 0
     process = start("-o", "c.jsonl", "--existing", "overwrite", "--prompt", "new", "--slow", "0.1")
     deadline = time.monotonic() + 20
     while len(held()) < COUNT + 3 and time.monotonic() < deadline:
@@ -103,7 +108,7 @@ def test_killed_while_overwriting_each_picture_still_has_a_caption(start):
     process.communicate()
     assert set(held()) == {f"photos/{number:02}.png" for number in range(COUNT)}
     again = start("-o", "c.jsonl", "--existing", "overwrite", "--prompt", "new")
-    assert again.wait(20) == 0
+    assert finish(again) == 0
     assert held() == [f"photos/{number:02}.png" for number in range(COUNT)]
 
 
@@ -119,7 +124,7 @@ def test_a_full_disk_is_named_and_costs_no_line(start):
     assert "Traceback" not in err
     done = held()
     assert 1 <= len(done) < COUNT
-    assert start("-o", "c.jsonl").wait(20) == 0
+    assert finish(start("-o", "c.jsonl")) == 0
     assert len(held()) == COUNT
 
 
