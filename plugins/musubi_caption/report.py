@@ -88,6 +88,7 @@ def as_data(plan: Plan, found: Sizes | None = None, tally: Tally | None = None) 
             "load_seconds": tally.load_seconds,
             "seconds": tally.seconds,
             "waited_seconds": tally.waited,
+            "processes": tally.processes or {0: len(plan.todo)},
         }
     return data
 

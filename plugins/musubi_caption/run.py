@@ -36,6 +36,8 @@ class Tally:
     """From the model being ready to the last caption."""
     waited: float = 0.0
     """Seconds of them in which the model waited for pictures."""
+    processes: dict[int, int] = field(default_factory=dict)
+    """How many pictures each of several processes had."""
 
     def add(self, result: CaptionResult) -> None:
         """Count one result."""
@@ -78,6 +80,8 @@ def run(
             for other in crew.remaining() if crew else ():
                 ledger.add(other)
             ledger.finish(f"backend {plan.request.backend.name} gave no answer for it")
+            if crew:
+                tally.processes = {0: len(crew.share(plan.todo)), **crew.received}
         finally:
             tally.seconds, tally.waited = perf_counter() - ready, feed.waited
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from musubi_cli import CaptionResult
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
-_TODO = "todo"
+_TODO = "musubi/todo"
 _PATIENCE = timedelta(hours=24)  # the first process may have a large folder to look through
 _PAUSE = 0.02
 
@@ -41,7 +41,8 @@ class Crew:
         self._sent = 0
         self._awaited: dict[int, int] = {}
         """By rank, how many results are still to come."""
-        self._received = dict.fromkeys(range(1, size), 0)
+        self.received = dict.fromkeys(range(1, size), 0)
+        """By rank, how many results have come."""
 
     def share(self, todo: Sequence[Path]) -> tuple[Path, ...]:
         """This process's part of what is to do."""
@@ -50,9 +51,7 @@ class Crew:
     def announce(self, todo: Sequence[Path]) -> None:
         """Tell the others what is to do."""
         self._store.set(_TODO, json.dumps([str(path) for path in todo]))
-        self._awaited = {
-            rank: len(todo[rank :: self.size]) for rank in range(1, self.size)
-        }
+        self._awaited = {rank: len(todo[rank :: self.size]) for rank in range(1, self.size)}
 
     def hear(self) -> tuple[Path, ...]:
         """Wait until the first process tells what is to do."""
@@ -61,17 +60,17 @@ class Crew:
     def send(self, result: CaptionResult) -> None:
         """Give a result to the first process."""
         data = asdict(result) | {"path": str(result.path)}
-        self._store.set(f"{self.rank}/{self._sent}", json.dumps(data))
+        self._store.set(_key(self.rank, self._sent), json.dumps(data))
         self._sent += 1
 
     def arrived(self) -> Iterator[CaptionResult]:
         """What the others have sent by now."""
-        for rank, number in self._received.items():
-            while self._awaited[rank] and self._store.check([key := f"{rank}/{number}"]):
+        for rank, number in self.received.items():
+            while self._awaited[rank] and self._store.check([key := _key(rank, number)]):
                 data = json.loads(self._store.get(key))
                 self._store.delete_key(key)
                 number += 1
-                self._received[rank] = number
+                self.received[rank] = number
                 self._awaited[rank] -= 1
                 yield CaptionResult(**data | {"path": Path(data["path"])})
 
@@ -82,12 +81,16 @@ class Crew:
             sleep(_PAUSE)
 
 
+def _key(rank: int, number: int) -> str:
+    return f"musubi/{rank}/{number}"
+
+
 def find_crew() -> Crew | None:
     """The processes that were started together with this one; None if it is alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size < 2 or "LOCAL_RANK" not in os.environ:  # both launchers set it
         return None
-    from torch.distributed import PrefixStore, rendezvous
+    from torch.distributed.rendezvous import rendezvous
 
     store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
-    return Crew(rank, size, PrefixStore("musubi", store))
+    return Crew(rank, size, store)

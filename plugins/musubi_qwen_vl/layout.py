@@ -117,7 +117,7 @@ def _stem(path: Path) -> str | None:
 def _indexed(index: Path) -> tuple[Path, ...]:
     try:
         names = {str(name) for name in read_json(index)["weight_map"].values()}
-    except (KeyError, AttributeError):
+    except (KeyError, AttributeError, TypeError):
         raise InputError(f"{show_path(index)}: has no weight_map; download it again") from None
     return _present(tuple(index.with_name(name) for name in sorted(names)))
 

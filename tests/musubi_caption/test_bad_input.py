@@ -1,4 +1,4 @@
-"""Wrong input: a clear message before anything is loaded or written, and one bad picture costs one."""
+"""Wrong input: a clear message before anything is loaded; one bad picture costs one picture."""
 
 import os
 

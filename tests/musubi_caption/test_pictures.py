@@ -7,8 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
 from pictures import plain
+from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from musubi_caption.folder import find_pictures, picture_extensions
