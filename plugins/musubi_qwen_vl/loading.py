@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Model = Qwen2_5_VLForConditionalGeneration
 
 _LISTED = 3
+_MAPPED = 1 << 30
+"""So many bytes are read from open files at most before they are opened anew."""
 _HEAD = "lm_head.weight"
 
 
@@ -104,6 +106,7 @@ class Weights:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._open: dict[Path, Any] = {}
+        self._mapped = 0
 
     def get(self, entry: Entry, dtype: torch.dtype) -> torch.Tensor:
         """One tensor in `dtype`, scaled where it is stored in float8."""
@@ -134,9 +137,14 @@ class Weights:
         return scale
 
     def _tensor(self, file: Path, key: str) -> torch.Tensor:
+        if self._mapped > _MAPPED:  # what was read stays resident until its file is closed
+            self._open.clear()
+            self._mapped = 0
         if file not in self._open:
             self._open[file] = open_weights(file, "pt")
-        return self._open[file].get_tensor(key)  # type: ignore[no-any-return]
+        tensor: torch.Tensor = self._open[file].get_tensor(key)
+        self._mapped += tensor.nbytes
+        return tensor
 
 
 class PatchLinear(torch.nn.Module):

@@ -1,9 +1,16 @@
-"""Drawn pictures with captions that are true word for word: what the test model was trained on."""
+"""Drawn pictures with captions that are true word for word: what the test model was trained on.
+
+    python tests/models/scenes.py FOLDER --count 6
+
+draws scenes that the training left out, and prints their captions.
+"""
 
 from __future__ import annotations
 
+import argparse
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
@@ -103,3 +110,27 @@ def _thing(
         y + rng.uniform(-jitter, jitter),
         rng.uniform(smallest, largest),
     )
+
+
+def main() -> None:
+    """Draw held-out scenes into a folder."""
+    parser = argparse.ArgumentParser(description="Draw scenes that the training left out.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(asked.seed)
+    drawn = 0
+    while drawn < asked.count:
+        scene = (single if rng.random() < 0.6 else pair)(rng)
+        if held_out(scene):
+            size = rng.choice([(448, 448), (640, 480), (480, 640), (600, 400)])
+            name = f"scene-{drawn + 1}.png"
+            scene.draw(*size).save(asked.folder / name, optimize=True)
+            print(f"{name}  {scene.caption}")
+            drawn += 1
+
+
+if __name__ == "__main__":
+    main()

@@ -54,8 +54,8 @@ PROMPTS = (
 # steps, batch, side of a square of the pictures' area (smallest, largest), most extreme aspect
 STAGES = (
     (2500, 20, (112, 224), 2.0),
-    (1500, 8, (280, 460), 2.2),
-    (2500, 6, (448, 620), 2.4),
+    (800, 8, (280, 460), 2.2),
+    (1400, 6, (448, 620), 2.4),
 )
 RATE = 2e-3
 

@@ -180,6 +180,8 @@ HEAVY = ("torch", "transformers", "numpy", "PIL", "safetensors", "rich", "ml_dty
         ["--help"],
         ["merge", "--help"],
         ["merge", "ema", "--help"],
+        ["caption", "--help"],
+        ["caption", "qwen-vl", "--help"],
         ["plugins"],
         ["completion", "bash"],
     ],
@@ -211,6 +213,9 @@ def test_completion_scripts(shell):
         ("musubi merge e", "ema"),
         ("musubi merge ema --sig", "--sigma_rel"),
         ("musubi merge ema --schedule p", "power"),
+        ("musubi caption q", "qwen-vl"),
+        ("musubi caption qwen-vl --fp8", "--fp8_vl"),
+        ("musubi caption qwen-vl --output_format t", "text"),
     ],
 )
 def test_tab_completes(words, expected):
