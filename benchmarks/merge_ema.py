@@ -25,14 +25,12 @@ import os
 import shutil
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
+from measuring import measured
 
 BLOCK = 1 << 17
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}
@@ -144,41 +142,6 @@ def run_plain(files: list[Path], output: Path, sigma_rel: float) -> None:
     save_file(result, output, metadata)
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """Wall seconds and peak MiB of a command with its children."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    peak = [0]
-    sampler = threading.Thread(target=_sample, args=(process, peak))
-    sampler.start()
-    _, told = process.communicate()
-    seconds = time.perf_counter() - start
-    sampler.join()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command[:4])} failed:\n{told.decode()}")
-    return seconds, peak[0] / 2**20
-
-
-def _sample(process: subprocess.Popen[bytes], peak: list[int]) -> None:
-    page = os.sysconf("SC_PAGE_SIZE")
-    while process.poll() is None:
-        total = 0
-        for pid in [process.pid, *_children(process.pid)]:
-            try:
-                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-        peak[0] = max(peak[0], total)
-        time.sleep(0.005)
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
 def main() -> None:
     """Make the files, compare, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -240,7 +203,7 @@ def compare(
     for _ in range(options.rounds):
         for name, command in commands.items():
             output.unlink(missing_ok=True)
-            results[name].append(measured(command))
+            results[name].append(measured(command)[:2])
             print(f"{name}: {results[name][-1][0]:.2f} s", file=sys.stderr)
     return results
 

@@ -18,6 +18,10 @@ from typing import Any
 from musubi_cli import CaptionResult, FormatSpec, InputError, atomic_output, show_path
 
 
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY
+
+
 class JsonlWriter:
     """An open JSONL file.
 
@@ -92,7 +96,7 @@ class JsonlWriter:
             self._unfinished = last and bool(line)
 
     def _open(self) -> int:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        descriptor = os.open(self._path, _FLAGS, 0o666)
         try:
             _lock(descriptor, self._path)
             size = os.fstat(descriptor).st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
@@ -34,6 +35,7 @@ def as_text(plan: Plan, found: Sizes) -> Iterator[str]:
     grid = plan.request.backend.grid
     for about, line in plan.about.items():
         yield f"{about:<9}  {line}"
+    yield f"{'prompt':<9}  {json.dumps(plan.request.prompt, ensure_ascii=False)}"
     yield f"{'pictures':<9}  {_shown_counts(plan)}"
     for output in plan.request.outputs:
         name, target = output.format.name, show_path(output.target)
@@ -58,6 +60,7 @@ def as_data(plan: Plan, found: Sizes | None = None, tally: Tally | None = None) 
     data: dict[str, Any] = {
         "backend": plan.request.backend.name,
         "about": dict(plan.about),
+        "prompt": plan.request.prompt,
         "image_dir": str(plan.request.image_dir),
         "outputs": [
             {"format": output.format.name, "target": str(output.target)}

@@ -67,12 +67,12 @@ def open_backend(
     if tokenizer is None or Path(tokenizer).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched unasked
     from musubi_qwen_vl.captioner import QwenCaptioner
-    from musubi_qwen_vl.loading import load, silent_transformers
+    from musubi_qwen_vl.loading import load, silent_libraries
     from musubi_qwen_vl.vocabulary import load_tokenizer
 
     source = open_source(model_path)
     place = choose_device(device)
-    with silent_transformers():
+    with silent_libraries():
         words = load_tokenizer(tokenizer, source.layout.folder)
         check_tokenizer(words, source.config)
         model = load(source, device=place, dtype=choose_dtype(dtype, place), float8=fp8_vl)

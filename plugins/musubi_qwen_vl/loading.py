@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,16 +173,17 @@ def embed_patches_linearly(model: Model) -> None:
 
 
 @contextlib.contextmanager
-def silent_transformers() -> Iterator[None]:
-    """Keep transformers from advising our users about its own options."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+def silent_libraries() -> Iterator[None]:
+    """Keep libraries from advising our users about their own options, and from counting retries."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _listed(what: str, names: list[str]) -> str | None:
