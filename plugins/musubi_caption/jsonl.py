@@ -17,7 +17,6 @@ from typing import Any
 
 from musubi_cli import CaptionResult, FormatSpec, InputError, atomic_output, show_path
 
-
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY
 
