@@ -86,20 +86,21 @@ def choose_device(asked: str) -> torch.device:
         click.BadParameter: there is no such device here.
     """
     import torch
+    from accelerate.utils import parse_flag_from_env
 
+    if asked == "auto":
+        kind = torch.accelerator.current_accelerator()
+        unwanted = parse_flag_from_env("ACCELERATE_USE_CPU")
+        asked = "cpu" if kind is None or unwanted else kind.type
     try:
-        if asked != "auto":
-            device = torch.device(asked)
-            torch.empty(0, device=device)
-            return device
+        device = torch.device(asked)
+        if device.index is None and device.type != "cpu":
+            device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise click.BadParameter(f"{asked}: {reason}", param_hint="--device") from error
-    if not torch.accelerator.is_available():
-        return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator()
-    assert kind is not None
-    return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+    return device
 
 
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
@@ -121,7 +122,7 @@ def check_tokenizer(tokenizer: Any, config: Mapping[str, Any]) -> None:
     Raises:
         InputError: its place holder for pictures is not the model's.
     """
-    wanted = config.get("image_token_id")
+    wanted = config.get("image_token_id", 151655)
     found = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     if found != wanted:
         raise InputError(

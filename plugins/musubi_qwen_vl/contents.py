@@ -129,13 +129,22 @@ def _check_formats(file: Path, weights: Any) -> None:
     formats = dict(_formats_in_header(file, weights.metadata() or {}))
     for key in weights.keys():  # noqa: SIM118  it is no dict
         if key.endswith(".comfy_quant"):
-            formats[key] = json.loads(bytes(weights.get_tensor(key))).get("format")
+            formats[key] = _noted_format(file, key, bytes(weights.get_tensor(key)))
     for key, name in formats.items():
         if name not in _FLOAT8_FORMATS:
             raise InputError(
                 f"{show_path(file)}: {key.removesuffix('.comfy_quant')} is quantized as {name}; "
                 "only float8_e4m3fn and float8_e5m2 are supported, or the bf16 file"
             )
+
+
+def _noted_format(file: Path, key: str, note: bytes) -> str:
+    try:
+        return str(json.loads(note)["format"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{show_path(file)}: {key} cannot be understood; take the bf16 or the fp8_scaled file"
+        ) from None
 
 
 def _formats_in_header(file: Path, metadata: Mapping[str, str]) -> Mapping[str, str]:

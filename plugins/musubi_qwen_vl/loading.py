@@ -41,7 +41,7 @@ def load(source: Source, *, device: torch.device, dtype: torch.dtype, float8: bo
     Raises:
         InputError: its tensors are not exactly those that its configuration asks for.
     """
-    config = Qwen2_5_VLConfig(**source.config)
+    config = Qwen2_5_VLConfig.from_dict(dict(source.config))
     with init_empty_weights(include_buffers=False):
         model = Model(config)
     compare(source, model)

@@ -38,8 +38,9 @@ class Float8Linear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Of shape (..., in) to (..., out)."""
-        product = torch.nn.functional.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        return product if self.bias is None else product + self.bias
+        product = torch.nn.functional.linear(x, self.weight.to(x.dtype))
+        scaled = (product * self.scale).to(x.dtype)  # in float32, as the scale is
+        return scaled if self.bias is None else scaled + self.bias
 
 
 def linears_of_language_model(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Linear]]:

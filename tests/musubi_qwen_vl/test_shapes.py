@@ -50,7 +50,7 @@ def test_published_sizes(size):
     if PUBLISHED[size][-1]:
         shapes.pop("lm_head.weight", None)
     assert size_name(shapes) == size
-    inferred = Qwen2_5_VLConfig(**infer_config(shapes))
+    inferred = Qwen2_5_VLConfig.from_dict(infer_config(shapes))
     again = shapes_of(inferred)
     if PUBLISHED[size][-1]:
         again.pop("lm_head.weight", None)
@@ -60,6 +60,53 @@ def test_published_sizes(size):
     assert text.rope_parameters["mrope_section"] == [16, 24, 24]
     assert text.rope_parameters["rope_theta"] == 1e6
     assert inferred.tie_word_embeddings is PUBLISHED[size][-1]
+
+
+FLAT = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "image_token_id": 151655,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 152064,
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "in_chans": 3,
+        "out_hidden_size": 3584,
+        "spatial_patch_size": 14,
+        "tokens_per_second": 2,
+    },
+}
+"""What the published 7B model's config.json says, in the flat form of its time."""
+
+
+def test_the_published_configuration_and_the_inferred_one_agree():
+    published = Qwen2_5_VLConfig.from_dict(FLAT)
+    inferred = Qwen2_5_VLConfig.from_dict(infer_config(shapes_of(published)))
+    assert shapes_of(inferred) == shapes_of(published)
+    for part in ("text_config", "vision_config"):
+        one, other = (getattr(config, part).to_dict() for config in (published, inferred))
+        one["rope_parameters"].pop("type", None)  # the old name of rope_type
+        matters = {"rope_parameters", "rms_norm_eps", "fullatt_block_indexes", "window_size"}
+        for name in matters & {*one}:
+            assert one[name] == other[name], name
+    assert published.image_token_id == inferred.image_token_id
 
 
 def test_names_of_both_styles_are_brought_to_one():
