@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +15,10 @@ T = TypeVar("T")
 
 Fit = Callable[[int, int], tuple[int, int]]
 """From a picture's width and height to those at which the model sees it."""
+
+
+_LARGE_PIXELS = 40_000_000
+_LARGE = threading.Lock()
 
 
 class UnreadablePictureError(Exception):
@@ -30,11 +36,10 @@ def decode(path: Path, fit: Fit) -> Image:
     from PIL import Image
 
     def read() -> Image.Image:
-        with Image.open(path) as opened:
+        with Image.open(path) as opened, _one_at_a_time(opened):
             opened.load()
             picture = _on_white(_eight_bits(_upright(opened)))
-        size = fit(*picture.size)
-        return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+            return picture.resize(fit(*picture.size), Image.Resampling.BICUBIC)
 
     return _guarded(path, read)
 
@@ -53,6 +58,12 @@ def measure(path: Path) -> tuple[int, int]:
             return (height, width) if _orientation(opened) >= 5 else (width, height)
 
     return _guarded(path, read)
+
+
+def _one_at_a_time(picture: Image) -> contextlib.AbstractContextManager[object]:
+    """Held while a large picture is decoded, so that four of them do not fill the memory."""
+    width, height = picture.size
+    return _LARGE if width * height > _LARGE_PIXELS else contextlib.nullcontext()
 
 
 def _guarded(path: Path, read: Callable[[], T]) -> T:
@@ -122,7 +133,7 @@ def _on_white(picture: Image) -> Image:
     from PIL import Image
 
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     transparent = picture.convert("RGBA")
     white = Image.new("RGBA", transparent.size, "white")
     return Image.alpha_composite(white, transparent).convert("RGB")
