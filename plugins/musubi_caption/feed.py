@@ -58,7 +58,5 @@ class Feed:
             return future.result()
         except UnreadablePictureError as error:
             return str(error)
-        except MemoryError:
-            return "there is not enough memory to decode it"
         finally:
             self.waited += perf_counter() - start

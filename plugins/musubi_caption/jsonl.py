@@ -36,6 +36,7 @@ class JsonlWriter:
         self._descriptor: int | None = None
         self._held: set[str] = set()
         self._doubled = False
+        """Whether a picture has more than one line."""
         self._end = 0
         """Where the next line begins."""
         self._unfinished = False
@@ -68,6 +69,8 @@ class JsonlWriter:
             self._drop_replaced()
 
     def _read(self) -> None:
+        self._held.clear()
+        self._doubled, self._end, self._unfinished = False, 0, False
         try:
             raw = self._path.read_bytes()
         except FileNotFoundError:
@@ -98,18 +101,12 @@ class JsonlWriter:
         descriptor = os.open(self._path, _FLAGS, 0o666)
         try:
             _lock(descriptor, self._path)
-            size = os.fstat(descriptor).st_size
-            if size < self._end:
-                raise InputError(f"{show_path(self._path)}: has become shorter during this run")
-            self._drop_torn_end(descriptor, size)
+            self._read()  # anew: somebody may have written while the model was loaded
+            os.ftruncate(descriptor, self._end)
         except BaseException:
             os.close(descriptor)
             raise
         return descriptor
-
-    def _drop_torn_end(self, descriptor: int, size: int) -> None:
-        if size > self._end:
-            os.ftruncate(descriptor, self._end)
 
     def _append(self, line: bytes) -> None:
         assert self._descriptor is not None

@@ -60,6 +60,15 @@ def measure(path: Path) -> tuple[int, int]:
     return _guarded(path, read)
 
 
+def trust_size_limit() -> None:
+    """Keep Pillow from warning of pictures at half the size at which it refuses them."""
+    import warnings
+
+    from PIL import Image
+
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
 def _one_at_a_time(picture: Image) -> contextlib.AbstractContextManager[object]:
     """Held while a large picture is decoded, so that four of them do not fill the memory."""
     width, height = picture.size
@@ -77,6 +86,8 @@ def _guarded(path: Path, read: Callable[[], T]) -> T:
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         reason = f"claims more than {limit:.0f} million pixels; scale it down if that is true"
+    except MemoryError:
+        reason = "there is not enough memory to decode it"
     except OSError as error:
         reason = error.strerror or f"cannot be decoded: {error}"
     except Exception as error:  # decoders of damaged files raise whatever they stumble over

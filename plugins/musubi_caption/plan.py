@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from musubi_caption.folder import find_pictures, picture_extensions
-from musubi_caption.picture import Fit
+from musubi_caption.picture import Fit, trust_size_limit
 from musubi_caption.sizes import fit
 from musubi_cli import BackendSpec, FormatSpec, FormatWriter, InputError, obstacle, show_path
 
@@ -77,6 +77,7 @@ def make_plan(request: Request) -> Plan:
         InputError: something in the request cannot work; each fault is one message.
     """
     check_size(request.backend, request.max_size)
+    trust_size_limit()
     unreadable: list[tuple[Path, str]] = []
     pictures = find_pictures(
         request.image_dir,

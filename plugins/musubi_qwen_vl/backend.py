@@ -13,7 +13,8 @@ import click
 
 from musubi_cli import Captioner, InputError
 from musubi_qwen_vl.source import open_source
-from musubi_qwen_vl.vocabulary import find_tokenizer, vocabulary_file
+from musubi_qwen_vl.template import IMAGE
+from musubi_qwen_vl.vocabulary import find_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -33,10 +34,8 @@ def check(*, model_path: Path, tokenizer: str | None, **_: Any) -> Mapping[str, 
             f"qwen-vl needs {', '.join(missing)}; install with: pip install 'musubi[qwen-vl]'"
         )
     source = open_source(model_path)
-    near = find_tokenizer(source.layout.folder)
-    if tokenizer is None and near is None:
-        vocabulary_file()
-    return {"model": str(source), "tokenizer": tokenizer or str(near or "the packaged one")}
+    found = tokenizer or find_tokenizer(source.layout.folder, source.image_id) or "the packaged one"
+    return {"model": str(source), "tokenizer": str(found)}
 
 
 @contextlib.contextmanager
@@ -72,9 +71,12 @@ def open_backend(
 
     source = open_source(model_path)
     place = choose_device(device)
+    if fp8_vl and place.type == "mps":
+        raise InputError("--fp8_vl: float8 is not there on Apple's GPUs; leave it out")
     with silent_libraries():
-        words = load_tokenizer(tokenizer, source.layout.folder)
-        check_tokenizer(words, source.config)
+        near = None if tokenizer else find_tokenizer(source.layout.folder, source.image_id)
+        words = load_tokenizer(tokenizer, near)
+        check_tokenizer(words, source.image_id)
         model = load(source, device=place, dtype=choose_dtype(dtype, place), float8=fp8_vl)
         yield QwenCaptioner(model, words, batch_size=batch_size, penalty=repetition_penalty)
 
@@ -89,9 +91,9 @@ def choose_device(asked: str) -> torch.device:
     from accelerate.utils import parse_flag_from_env
 
     if asked == "auto":
-        kind = torch.accelerator.current_accelerator()
-        unwanted = parse_flag_from_env("ACCELERATE_USE_CPU")
-        asked = "cpu" if kind is None or unwanted else kind.type
+        usable = torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+        kind = torch.accelerator.current_accelerator() if usable else None
+        asked = kind.type if kind else "cpu"
     try:
         device = torch.device(asked)
         if device.index is None and device.type != "cpu":
@@ -116,16 +118,15 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
     }[asked]
 
 
-def check_tokenizer(tokenizer: Any, config: Mapping[str, Any]) -> None:
+def check_tokenizer(tokenizer: Any, image_id: int) -> None:
     """Refuse another model's tokenizer.
 
     Raises:
         InputError: its place holder for pictures is not the model's.
     """
-    wanted = config.get("image_token_id", 151655)
-    found = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    if found != wanted:
+    found = tokenizer.convert_tokens_to_ids(IMAGE)
+    if found != image_id:
         raise InputError(
             f"the tokenizer ({tokenizer.name_or_path or 'the packaged one'}) is not this model's: "
-            f"<|image_pad|> is {found} there and {wanted} in the model; see --tokenizer"
+            f"{IMAGE} is {found} there and {image_id} in the model; see --tokenizer"
         )

@@ -10,6 +10,7 @@ import torch
 from musubi_cli import CaptionRequest, CaptionResult, current_console
 from musubi_qwen_vl.batches import Batcher
 from musubi_qwen_vl.decoding import decode
+from musubi_qwen_vl.loading import is_out_of_memory
 from musubi_qwen_vl.pixels import normalise, patchify
 from musubi_qwen_vl.template import IMAGE, encode
 
@@ -50,21 +51,21 @@ class QwenCaptioner:
             yield from self._answer(batch)
 
     def _answer(self, batch: list[CaptionRequest]) -> Iterator[CaptionResult]:
-        """Caption a batch; in halves when the memory does not suffice."""
-        rows = self._attempt(batch)
-        if rows is not None:
-            yield from map(self._result, batch, rows)
-        elif len(batch) == 1:
-            reason = "out of memory; lower --max_size or --max_new_tokens, or use --fp8_vl"
-            yield CaptionResult(batch[0].path, error=reason)
-        else:
-            half = len(batch) // 2
-            current_console().detail(
-                f"out of memory with {len(batch)} pictures, now {half} at once"
-            )
-            self._batcher.shrink(half)
-            yield from self._answer(batch[:half])
-            yield from self._answer(batch[half:])
+        """Caption a batch, in ever smaller parts while the memory does not suffice."""
+        waiting = batch
+        while waiting:
+            part = waiting[: self._batcher.size]
+            rows = self._attempt(part)
+            if rows is None and len(part) > 1:
+                self._batcher.size = len(part) // 2
+                current_console().detail(f"out of memory, now {self._batcher.size} at once")
+                continue
+            waiting = waiting[len(part) :]
+            if rows is None:
+                reason = "out of memory; lower --max_size or --max_new_tokens, or use --fp8_vl"
+                yield CaptionResult(part[0].path, error=reason)
+            else:
+                yield from map(self._result, part, rows)
 
     def _attempt(self, batch: list[CaptionRequest]) -> list[list[int]] | None:
         """The tokens of each caption; None if there is too little memory."""
@@ -76,10 +77,8 @@ class QwenCaptioner:
                 stops=self._stops,
                 penalty=self._penalty,
             )
-        except (torch.OutOfMemoryError, MemoryError):
-            return None
-        except RuntimeError as error:  # what the CPU's allocator raises
-            if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             return None
 
@@ -105,6 +104,9 @@ class QwenCaptioner:
         }
 
     def _result(self, request: CaptionRequest, row: list[int]) -> CaptionResult:
+        if not row:
+            reason = "the model's numbers overflow; use --dtype bfloat16 or float32"
+            return CaptionResult(request.path, error=reason)
         ended = row[-1] in self._stops
         text = str(self._tokenizer.decode(row, skip_special_tokens=True)).strip()
         if not text:

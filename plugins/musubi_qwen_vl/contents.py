@@ -12,7 +12,8 @@ from musubi_cli import InputError, show_path
 
 _SCALES = (".scale_weight", ".weight_scale")
 _HINTS = (".scale_input", ".input_scale", ".comfy_quant")
-_MARKERS = ("scaled_fp8",)
+_MARKERS = ("scaled_fp8", "rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
+"""Ends of names that stand for nothing to load."""
 _FLOAT8 = {"F8_E4M3", "F8_E5M2"}
 _FLOAT8_FORMATS = {"float8_e4m3fn", "float8_e5m2"}
 
@@ -44,11 +45,6 @@ class Contents:
     scale_files: Mapping[str, Path]
     nbytes: int
 
-    @property
-    def quantized(self) -> bool:
-        """Whether weights are stored in float8."""
-        return any(entry.scale for entry in self.entries.values())
-
 
 def read_contents(files: Sequence[Path]) -> Contents:
     """Read the headers of a model's files.
@@ -65,11 +61,17 @@ def read_contents(files: Sequence[Path]) -> Contents:
                 part = weights.get_slice(key)
                 found[key] = file, tuple(part.get_shape()), part.get_dtype()
         nbytes += file.stat().st_size
-    entries = {
-        canonical(key): _entry(key, found)
-        for key in found
-        if not key.endswith((*_SCALES, *_HINTS)) and key not in _MARKERS
-    }
+    entries: dict[str, Entry] = {}
+    for key in found:
+        if key.endswith((*_SCALES, *_HINTS, *_MARKERS)):
+            continue
+        entry = _entry(key, found)
+        twin = entries.setdefault(canonical(key), entry)
+        if twin is not entry:
+            raise InputError(
+                f"{show_path(entry.file)}: holds one tensor under two names, {twin.key} and {key}; "
+                "take a file with one style of names"
+            )
     scales = {key: place[0] for key, place in found.items() if key.endswith(_SCALES)}
     return Contents(entries, scales, nbytes)
 
@@ -111,6 +113,11 @@ def _entry(key: str, found: Mapping[str, tuple[Path, tuple[int, ...], str]]) -> 
     file, shape, dtype = found[key]
     module = key.removesuffix(".weight")
     scale = next((module + end for end in _SCALES if module + end in found), None)
+    if f"{module}.weight_scale_inv" in found:
+        raise InputError(
+            f"{show_path(file)}: {key} is scaled block by block (weight_scale_inv), which is not "
+            "supported; take the bf16 or the fp8_scaled file"
+        )
     if dtype in _FLOAT8 and scale is None:
         raise InputError(
             f"{show_path(file)}: {key} is stored in float8 without a scale, which loses what the "

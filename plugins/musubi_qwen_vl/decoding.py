@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from musubi_qwen_vl.loading import Model
 
 
+_BROKEN = -1
+"""Stands for a token where the arithmetic overflowed."""
+
+
 @torch.inference_mode()
 def decode(
     model: Model,
@@ -35,7 +39,7 @@ def decode(
             already has, https://arxiv.org/abs/1909.05858.
 
     Returns:
-        The new tokens of each row.
+        The new tokens of each row; none for a row whose scores are no numbers.
     """
     mask = inputs["attention_mask"]
     positions, _ = model.model.get_rope_index(
@@ -55,19 +59,20 @@ def decode(
         output = model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         scores = output.logits[:, -1].float()
         chosen = _penalised(scores, seen, penalty).argmax(dim=-1)
+        chosen = chosen.where(scores.isfinite().all(dim=-1), _BROKEN)
         tokens = chosen.tolist()
         for row, token in zip(alive, tokens, strict=True):
-            rows[row].append(token)
-        going = [i for i, token in enumerate(tokens) if token not in stops]
+            rows[row] = [] if token == _BROKEN else [*rows[row], token]
+        going = [i for i, token in enumerate(tokens) if token not in stops and token != _BROKEN]
         if not going:
             break
-        seen.scatter_(1, chosen[:, None], True)
         if len(going) < len(tokens):
             alive = [alive[i] for i in going]
             kept = torch.tensor(going, device=chosen.device)
             cache.batch_select_indices(kept)
             mask, following, seen = mask[kept], following[kept], seen[kept]
             chosen = chosen[kept]
+        seen.scatter_(1, chosen[:, None], True)
         mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
         step = {
             "input_ids": chosen[:, None],

@@ -13,7 +13,7 @@ from musubi_cli import InputError, show_path
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _INDEX = ".safetensors.index.json"
-_SUBFOLDERS = ("text_encoder", "transformers")
+_SUBFOLDER = "text_encoder"
 """Where a diffusers pipeline keeps its language model."""
 
 
@@ -66,11 +66,8 @@ def _model_folder(path: Path) -> Path:
         if len(present) == 1:
             return _model_folder(present[0])
         raise InputError(f"{show_path(snapshots)}: holds {len(present)} snapshots; name one")
-    if not any(path.glob("*.safetensors*")):
-        for name in _SUBFOLDERS:
-            if (path / name).is_dir():
-                return path / name
-    return path
+    below = path / _SUBFOLDER
+    return below if below.is_dir() and not any(path.glob("*.safetensors*")) else path
 
 
 def _files_in(folder: Path) -> tuple[Path, ...]:

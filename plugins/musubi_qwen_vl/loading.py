@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from musubi_cli import InputError, show_path
+from musubi_cli import InputError, MusubiError, show_path, show_size
 from musubi_qwen_vl.attention import use_window_batches
 from musubi_qwen_vl.contents import Entry, open_weights
 from musubi_qwen_vl.precision import keep_float8, quantize_rows
@@ -26,7 +26,6 @@ Model = Qwen2_5_VLForConditionalGeneration
 _LISTED = 3
 _MAPPED = 1 << 30
 """So many bytes are read from open files at most before they are opened anew."""
-_HEAD = "lm_head.weight"
 
 
 def load(source: Source, *, device: torch.device, dtype: torch.dtype, float8: bool) -> Model:
@@ -41,15 +40,41 @@ def load(source: Source, *, device: torch.device, dtype: torch.dtype, float8: bo
     Raises:
         InputError: its tensors are not exactly those that its configuration asks for.
     """
-    config = Qwen2_5_VLConfig.from_dict(dict(source.config))
     with init_empty_weights(include_buffers=False):
-        model = Model(config)
+        model = Model(_config(source))
     compare(source, model)
+    try:
+        return _fill(model, source, device, dtype, float8=float8)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = "a smaller or float8 model" if float8 else "--fp8_vl, or a smaller model"
+        raise MusubiError(
+            f"{show_path(source.layout.asked)}: there is too little memory on {device} for it "
+            f"({show_size(source.contents.nbytes)} on disk); use {smaller}"
+        ) from error
+
+
+def _config(source: Source) -> Qwen2_5_VLConfig:
+    try:
+        config = Qwen2_5_VLConfig.from_dict(dict(source.config))
+    except Exception as error:  # the library's checks raise classes of their own
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{show_path(source.layout.folder / 'config.json')}: cannot be used: {reason}"
+        ) from error
+    if "lm_head.weight" in source.contents.entries:  # then it counts, whatever the config says
+        config.tie_word_embeddings = False
+    return config
+
+
+def _fill(
+    model: Model, source: Source, device: torch.device, dtype: torch.dtype, *, float8: bool
+) -> Model:
+    """Read the weights into an empty model."""
     kept = keep_float8(model) if float8 else set()
     weights = Weights(source)
     for name, entry in source.contents.entries.items():
-        if name == _HEAD and model.config.tie_word_embeddings:
-            continue
         module = name.removesuffix(".weight")
         if name.endswith(".weight") and module in kept:
             weight, scale = weights.in_float8(entry)
@@ -78,8 +103,7 @@ def compare(source: Source, model: Model) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     shapes = source.shapes
     if model.config.tie_word_embeddings:  # the embeddings serve as the head, too
-        wanted.pop(_HEAD, None)
-        shapes.pop(_HEAD, None)
+        wanted.pop("lm_head.weight", None)
     misshapen = [
         f"{name} {list(shapes[name])} instead of {list(shape)}"
         for name, shape in wanted.items()
@@ -113,7 +137,7 @@ class Weights:
         """One tensor in `dtype`, scaled where it is stored in float8."""
         stored = self._tensor(entry.file, entry.key)
         if entry.scale is None:
-            return stored.to(dtype)
+            return stored.to(dtype, copy=True)  # a mere view would keep the file mapped
         scale = self._scale(entry)
         if scale.ndim:
             scale = scale.view(-1, *[1] * (stored.ndim - 1))
@@ -123,7 +147,7 @@ class Weights:
         """A matrix in float8 with the scale of each row; as it is where it is stored so."""
         if entry.scale and entry.dtype.startswith("F8"):
             stored = self._tensor(entry.file, entry.key)
-            return stored, self._scale(entry).expand(len(stored)).clone()
+            return stored.clone(), self._scale(entry).expand(len(stored)).clone()
         return quantize_rows(self.get(entry, torch.float32))
 
     def _scale(self, entry: Entry) -> torch.Tensor:
@@ -170,6 +194,19 @@ def embed_patches_linearly(model: Model) -> None:
     """Replace the convolution at the vision tower's entrance."""
     visual = model.model.visual
     visual.patch_embed = PatchLinear(visual.patch_embed.proj.weight)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says so; allocators of different devices raise different ones.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to ..."))
+    True
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    signs = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    return any(sign in text for sign in signs)
 
 
 @contextlib.contextmanager

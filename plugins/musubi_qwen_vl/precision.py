@@ -15,9 +15,10 @@ LARGEST = 448.0
 
 
 class Float8Linear(torch.nn.Module):
-    """A linear layer whose weight is kept in float8 and multiplied by its scale when used.
+    """A linear layer whose weight is kept in float8, with a scale for each of its rows.
 
-    Inputs and results keep their own dtype, so only the weight is rounded.
+    The product is scaled, in float32, rather than the weight, which costs less. In float16 that
+    could overflow, so there the weight is scaled.
 
     Args:
         linear: the layer whose place this takes; its bias is kept, its weight is not.
@@ -38,8 +39,11 @@ class Float8Linear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Of shape (..., in) to (..., out)."""
+        if x.dtype == torch.float16:
+            weight = (self.weight.to(torch.float32) * self.scale[:, None]).to(x.dtype)
+            return torch.nn.functional.linear(x, weight, self.bias)
         product = torch.nn.functional.linear(x, self.weight.to(x.dtype))
-        scaled = (product * self.scale).to(x.dtype)  # in float32, as the scale is
+        scaled = (product * self.scale).to(x.dtype)
         return scaled if self.bias is None else scaled + self.bias
 
 

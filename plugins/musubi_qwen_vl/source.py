@@ -12,6 +12,7 @@ from musubi_qwen_vl.contents import Contents, read_contents
 from musubi_qwen_vl.family import foreign
 from musubi_qwen_vl.layout import Layout, locate
 from musubi_qwen_vl.shapes import infer_config, size_name
+from musubi_qwen_vl.vocabulary import IMAGE_ID
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Source:
     layout: Layout
     contents: Contents
     config: Mapping[str, Any]
+
+    @property
+    def image_id(self) -> int:
+        """The id of the place holder for pictures."""
+        return int(self.config.get("image_token_id", IMAGE_ID))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

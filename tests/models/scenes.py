@@ -30,6 +30,7 @@ PLACES = {
     "at the bottom left": (0.25, 0.75),
     "at the bottom right": (0.75, 0.75),
 }
+FRAME = (205, 180, 140)
 BACKGROUNDS = {"gray": (128, 128, 128), "white": (245, 245, 245), "black": (15, 15, 15)}
 
 
@@ -53,10 +54,13 @@ class Scene:
     caption: str
 
     def draw(self, width: int, height: int) -> Image.Image:
-        """The picture, RGB, with smooth edges."""
+        """The picture in its frame, RGB, with smooth edges."""
         scale = 2
-        image = Image.new("RGB", (width * scale, height * scale), BACKGROUNDS[self.background])
+        image = Image.new("RGB", (width * scale, height * scale), FRAME)
         pen = ImageDraw.Draw(image)
+        edge = round(0.03 * min(width, height) * scale)
+        inside = (edge, edge, width * scale - edge - 1, height * scale - edge - 1)
+        pen.rectangle(inside, fill=BACKGROUNDS[self.background])
         for thing in self.things:
             x, y = thing.x * width * scale, thing.y * height * scale
             radius = thing.radius * min(width, height) * scale

@@ -53,11 +53,11 @@ PROMPTS = (
 )
 # steps, batch, side of a square of the pictures' area (smallest, largest), most extreme aspect
 STAGES = (
-    (2500, 20, (112, 224), 2.0),
-    (800, 8, (280, 460), 2.2),
-    (1400, 6, (448, 620), 2.4),
+    (500, 20, (140, 252), 2.2),
+    (300, 8, (280, 460), 2.2),
+    (500, 5, (448, 560), 2.2),
 )
-RATE = 2e-3
+RATE = 1.5e-3
 
 
 def tokenizer() -> Qwen2Tokenizer:
@@ -128,7 +128,7 @@ def config(words: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
 def scene(rng: random.Random, *, held: bool) -> Scene:
     """A random scene from the held-out combinations, or from the others."""
     while True:
-        drawn = (single if rng.random() < 0.6 else pair)(rng)
+        drawn = (single if rng.random() < 0.7 else pair)(rng)
         if held_out(drawn) == held:
             return drawn
 

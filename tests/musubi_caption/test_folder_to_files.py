@@ -165,6 +165,18 @@ def test_a_second_run_on_the_same_file_is_refused(tmp_path):
     assert len(lines(path)) == 1
 
 
+def test_lines_that_come_while_the_model_is_loaded_are_kept(tmp_path):
+    path = tmp_path / "c.jsonl"
+    patient, quick = JsonlWriter(path), JsonlWriter(path)
+    for name in "ab":
+        quick.write(CaptionResult(tmp_path / f"{name}.png", name))
+    quick.close()
+    patient.write(CaptionResult(tmp_path / "c.png", "c"))
+    patient.write(CaptionResult(tmp_path / "b.png", "new"))
+    patient.close()
+    assert [line["caption"] for line in lines(path)] == ["a", "new", "c"]
+
+
 def test_names_that_are_no_text_and_names_with_line_breaks(caption):
     strange = ["new\nline.png", "smile \N{GRINNING FACE}.png", os.fsdecode(b"raw\xff.png")]
     for name in strange:

@@ -42,6 +42,14 @@ LAYOUTS = {
     "any one shard without an index": lambda folder: (
         models.shards(folder, index=False) / "model-00003-of-00003.safetensors"
     ),
+    "buffers of older versions in it": lambda folder: models.single(
+        folder,
+        models.tensors()
+        | {
+            "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(3),
+            "visual.rotary_pos_emb.inv_freq": torch.zeros(3),
+        },
+    ),
     "a hub cache": models.hub_cache,
     "a hub cache's snapshot": lambda folder: models.hub_cache(folder) / "snapshots" / "abc123",
     "a diffusers pipeline": models.diffusers,

@@ -59,7 +59,7 @@ def request(side):
 def test_auto_fills_batches_by_visual_tokens():
     sides = [448] * 70 + [1260] * 20
     sizes = [len(batch) for batch in Batcher(None)(map(request, sides))]
-    assert sizes == [64, 6 + 7, 8, 5]
+    assert sizes == [64, 6 + 2, 8, 8, 2]
     assert [len(batch) for batch in Batcher(4)(map(request, sides[:10]))] == [4, 4, 2]
 
 
@@ -73,6 +73,43 @@ def test_float8_rows_lose_little():
     error = (small.float() * scale[:, None] - weight).abs().amax(1) / weight.abs().amax(1)
     assert error.max() < 0.04
     assert quantize_rows(torch.zeros(2, 4))[0].float().abs().max() == 0
+
+
+def test_float8_layers_give_what_their_dequantized_weights_give():
+    linear = torch.nn.Linear(512, 64)
+    small, scale = quantize_rows(linear.weight.detach() * 100)
+    layer = Float8Linear(linear)
+    layer.weight = torch.nn.Parameter(small, requires_grad=False)
+    layer.scale = scale
+    x = torch.randn(3, 512) * 30
+    expected = torch.nn.functional.linear(x, small.float() * scale[:, None], linear.bias)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 0.005)):
+        layer.bias = torch.nn.Parameter(linear.bias.detach().to(dtype))
+        found = layer(x.to(dtype))
+        assert found.dtype == dtype
+        assert (found.float() - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def test_numbers_that_overflow_are_told(pictures, tmp_path):
+    folder, _ = pictures
+    weights = models.tensors()
+    weights["model.norm.weight"] = weights["model.norm.weight"] * float("inf")
+    path = models.single(tmp_path / "m", weights)
+    where = ("--image_dir", folder, "--model_path", path, "-o", tmp_path / "c.jsonl")
+    ran = run("caption", "qwen-vl", *where, "--limit=2")
+    assert ran.code == 3
+    assert "000.png: the model's numbers overflow; use --dtype bfloat16 or float32" in ran.err
+
+
+def test_a_head_in_the_file_counts_even_if_the_config_ties_it(pictures, tmp_path):
+    folder, drawn = pictures
+    path = models.single(tmp_path / "m")
+    config = json.loads((path.parent / "config.json").read_text())
+    (path.parent / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    where = ("--image_dir", folder, "--model_path", path, "-o", tmp_path / "c.jsonl")
+    assert run("caption", "qwen-vl", *where).code == 0
+    found = {line["image_path"][-7:]: line["caption"] for line in captions(tmp_path / "c.jsonl")}
+    assert found == drawn
 
 
 def test_float8_keeps_only_the_language_models_linear_weights_small():
@@ -153,7 +190,7 @@ list(captioner(requests(1, 448)))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20, -1))
 results = list(captioner(requests(int(sys.argv[3]), int(sys.argv[4]))))
-print(captioner._batcher._size, sum(r.caption is not None for r in results))
+print(captioner._batcher.size, sum(r.caption is not None for r in results))
 print(*{r.error for r in results})
 """
 

@@ -9,6 +9,8 @@ from commands import run
 from pictures import plain
 from safetensors.torch import save_file
 
+from musubi_qwen_vl.vocabulary import packaged_tokenizer
+
 ONE = torch.zeros(2, 2)
 
 
@@ -158,13 +160,54 @@ def test_another_models_tokenizer(refuse, tmp_path):
     path = models.single(tmp_path / "m")
     for name in models.FILES:
         (path.parent / name).unlink()
-    refuse(path, "the packaged one) is not this model's", "see --tokenizer", dry=False)
+    refuse(path, "holds no tokenizer of this model", "--tokenizer")
 
 
-def test_a_damaged_tokenizer(refuse, tmp_path):
+@pytest.mark.parametrize("content", [{"version": "1.0"}, [], {"added_tokens": 7}])
+def test_a_damaged_tokenizer_is_passed_by(refuse, tmp_path, content):
     path = models.single(tmp_path / "m")
-    (path.parent / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
-    refuse(path, "no tokenizer can be loaded", dry=False)
+    for name in models.FILES:
+        (path.parent / name).write_text(json.dumps(content))
+    refuse(path, "holds no tokenizer of this model")
+
+
+def test_a_damaged_tokenizer_that_was_named(tmp_path):
+    plain(tmp_path / "photos" / "a.png")
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
+    where = ("--image_dir", tmp_path / "photos", "-o", tmp_path / "c.jsonl")
+    ran = run("caption", "qwen-vl", *where, "--model_path", models.SCENES, "--tokenizer", tmp_path)
+    assert ran.code == 2
+    assert "no tokenizer can be loaded from it" in ran.err
+
+
+def test_another_models_tokenizer_that_was_named(tmp_path):
+    plain(tmp_path / "photos" / "a.png")
+    packaged_tokenizer().save_pretrained(tmp_path / "words")
+    where = ("--image_dir", tmp_path / "photos", "-o", tmp_path / "c.jsonl")
+    ran = run(
+        *("caption", "qwen-vl", *where, "--model_path", models.SCENES),
+        *("--tokenizer", tmp_path / "words"),
+    )
+    assert ran.code == 2
+    assert "is not this model's: <|image_pad|> is 151655 there" in ran.err
+
+
+def test_a_config_that_cannot_be_used(refuse, tmp_path):
+    path = models.single(tmp_path / "m")
+    config = json.loads((path.parent / "config.json").read_text())
+    config["text_config"]["hidden_size"] = "many"
+    (path.parent / "config.json").write_text(json.dumps(config))
+    refuse(path, "config.json: cannot be used", dry=False)
+
+
+def test_one_tensor_under_two_names(refuse, tmp_path):
+    weights = models.tensors() | {"model.language_model.norm.weight": torch.zeros(128)}
+    refuse(models.single(tmp_path / "m", weights), "holds one tensor under two names")
+
+
+def test_scales_by_block_are_refused(refuse, tmp_path):
+    weights = models.fp8_scaled(scale_name="weight_scale_inv")
+    refuse(models.single(tmp_path / "m", weights), "block by block (weight_scale_inv)")
 
 
 @pytest.mark.parametrize(
