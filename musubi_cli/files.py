@@ -118,6 +118,8 @@ def obstacle(path: Path, nbytes: int) -> str | None:
     folder = target.absolute().parent
     if os.path.isdir(target):
         return "is a folder; name the file to write in it"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "is no regular file; choose another name"
     if os.path.lexists(target) and not os.path.isfile(target):
         return "is no regular file; choose another name"
     if not os.path.isdir(folder):

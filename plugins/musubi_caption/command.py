@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from musubi_caption.prompt import DEFAULT_PROMPT, unescape
+from musubi_caption.prompt import DEFAULT_PROMPT, is_text, unescape
 from musubi_cli import (
     BackendSpec,
     Console,
@@ -150,7 +150,12 @@ def _run(
     if crew and crew.rank:
         _assist(_request(backend, formats, parameters, Console(quiet=True)), crew)
         return
-    plan = make_plan(_request(backend, formats, parameters, console))
+    try:
+        plan = make_plan(_request(backend, formats, parameters, console))
+    except BaseException:
+        if crew:
+            crew.announce(())  # so that the others do not wait
+        raise
     if crew:
         crew.announce(() if parameters["dry_run"] else plan.todo)
     as_json = parameters["json"]
@@ -194,8 +199,8 @@ def _caption(plan: Plan, console: Console, crew: Crew | None) -> Tally:
         with console.progress(len(plan.todo), label, rate) as progress:
             run(plan, tally, progress, crew)
     except (KeyboardInterrupt, SystemExit):
-        kept = f"{tally.captioned} captions of this run are kept"
-        console.note(f"{kept}; the same command goes on from there")
+        goes_on = "" if plan.request.overwrite else "; the same command goes on from there"
+        console.note(f"{tally.captioned} captions of this run are kept{goes_on}")
         raise
     return tally
 
@@ -219,12 +224,15 @@ def _request(
 ) -> Request:
     from musubi_caption.plan import Request
 
+    prompt = unescape(parameters["prompt"])
+    if not is_text(prompt):
+        raise InputError("--prompt is not valid UTF-8; check the terminal's encoding")
     return Request(
         backend=backend,
         values=_values(backend, parameters),
         image_dir=parameters["image_dir"],
         outputs=_outputs(formats, parameters, console),
-        prompt=unescape(parameters["prompt"]),
+        prompt=prompt,
         max_new_tokens=parameters["max_new_tokens"],
         max_size=parameters["max_size"],
         recursive=parameters["recursive"],

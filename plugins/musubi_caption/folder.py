@@ -36,11 +36,8 @@ def picture_extensions() -> frozenset[str]:
     from PIL import Image
 
     known = Image.registered_extensions()
-    return frozenset(e for e, kind in known.items() if kind in Image.OPEN and _decodes(kind))
-
-
-def _decodes(kind: str) -> bool:
-    return kind not in _NO_PICTURES
+    opened = {*Image.OPEN, "MPO"} - _NO_PICTURES  # the decoder of JPEG opens MPO
+    return frozenset(extension for extension, kind in known.items() if kind in opened)
 
 
 def _files(

@@ -1,28 +1,24 @@
 """Format `jsonl`: one JSON object a line, `image_path` and `caption`, as musubi-tuner reads it.
 
-Lines are only ever appended, each with one write, so a kill can tear the last line and no other;
-the next run drops the torn piece. Where a picture is captioned again its old line is removed when
-the run ends, however it ends; until then the later line counts.
+Where a picture is captioned again, the new line goes to a second file beside the first, `.new`
+added to its name, and is put in the old one's place when the run ends, however it ends. After a
+kill the first file is as it was, and the next run that writes takes up the second.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from musubi_cli import CaptionResult, FormatSpec, InputError, atomic_output, show_path
-
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY
+from musubi_caption.lines import Entry, Lines, decode, encode
+from musubi_cli import CaptionResult, FormatSpec, MusubiError, atomic_output, show_path
 
 
-class JsonlWriter:
-    """An open JSONL file.
+class JsonlWriter(Container[Path]):
+    """An open JSONL file. It is also the collection of the pictures that have a line.
 
     Args:
         path: the file; it need not exist.
@@ -32,110 +28,86 @@ class JsonlWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-        self._held: set[str] = set()
-        self._doubled = False
-        """Whether a picture has more than one line."""
-        self._end = 0
-        """Where the next line begins."""
-        self._unfinished = False
-        """Whether the last line is whole but for its line break."""
-        self._read()
+        self._main = Lines(path)
+        self._renewed = Lines(path.with_name(f"{path.name}.new"))
+        self._held = self._keys(self._main.entries())
 
     def done(self) -> Container[Path]:
         """The pictures that have a line, whichever way their paths are written."""
-        return _Held(self._held)
+        return self
+
+    def __contains__(self, picture: object) -> bool:
+        return _key(str(picture)) in self._held
 
     def write(self, result: CaptionResult) -> None:
-        """Append one line."""
-        if self._descriptor is None:
-            self._descriptor = self._open()
-        line = {"image_path": str(result.path), "caption": result.caption}
+        """Add one line, or renew the picture's."""
+        entry: Entry = {"image_path": str(result.path), "caption": result.caption}
         if result.stop == "length":
-            line["stop"] = "length"
-        self._append(_encode(line))
-        key = _key(str(result.path))
-        self._doubled |= key in self._held
-        self._held.add(key)
+            entry["stop"] = "length"
+        entries = self._main.opened()
+        if entries is not None:
+            self._held = self._keys(entries)
+        if result.path in self:
+            self._renewed.opened()
+            self._renewed.append(entry)
+        else:
+            self._main.append(entry)
+            self._held.add(_key(str(result.path)))
 
     def close(self) -> None:
-        """Close the file, without the lines that were replaced."""
-        if self._descriptor is None:
-            return
-        os.close(self._descriptor)
-        self._descriptor = None
-        if self._doubled:
-            self._drop_replaced()
+        """Put renewed lines in their places, and let go of the file.
 
-    def _read(self) -> None:
-        self._held.clear()
-        self._doubled, self._end, self._unfinished = False, 0, False
+        Raises:
+            MusubiError: there is no room for it; everything stays on disk.
+        """
         try:
-            raw = self._path.read_bytes()
-        except FileNotFoundError:
-            return
+            if self._main.is_open and self._renewed.path.exists():
+                self._put_in_place()
         except OSError as error:
-            raise InputError(
-                f"{show_path(self._path)}: cannot be read: {error.strerror}"
+            raise MusubiError(
+                f"{show_path(self._main.path)}: cannot be rewritten: {error.strerror or error}; "
+                f"the new captions are in {show_path(self._renewed.path)}, and the next run that "
+                "writes puts them in their places"
             ) from error
-        lines = raw.split(b"\n")
-        for number, line in enumerate(lines, 1):
-            last = number == len(lines)
-            try:
-                entry = _decode(line)
-            except ValueError:
-                if last and _is_torn(line):
-                    break
-                raise InputError(
-                    f"{show_path(self._path)}: line {number} is no caption, so the file is left "
-                    "alone; name another --output_file"
-                ) from None
-            key = _entry_key(entry)
-            self._doubled |= key in self._held
-            self._held.update([key] if key else [])
-            self._end += len(line) + (0 if last else 1)
-            self._unfinished = last and bool(line)
+        finally:
+            self._renewed.close()
+            self._main.close()
 
-    def _open(self) -> int:
-        descriptor = os.open(self._path, _FLAGS, 0o666)
+    def _put_in_place(self) -> None:
+        """Write the file anew; what is no caption of a renewed picture stays byte for byte."""
+        renewed = {self._entry_key(entry): entry for entry in self._renewed.entries()}
+        path = self._main.path
+        lines = path.read_bytes().split(b"\n")
+        with atomic_output(path, overwrite=True) as descriptor:
+            _keep_mode(descriptor, path)
+            with os.fdopen(os.dup(descriptor), "wb") as out:
+                out.write(b"\n".join(self._merged(line, renewed) for line in lines))
+        self._renewed.path.unlink()
+
+    def _merged(self, line: bytes, renewed: dict[str | None, Entry]) -> bytes:
         try:
-            _lock(descriptor, self._path)
-            self._read()  # anew: somebody may have written while the model was loaded
-            os.ftruncate(descriptor, self._end)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+            entry = decode(line)
+        except ValueError:
+            return line
+        key = self._entry_key(entry)
+        if key is None or key not in renewed:
+            return line
+        entry.pop("stop", None)
+        fresh = {name: value for name, value in renewed[key].items() if name != "image_path"}
+        return encode(entry | fresh).rstrip(b"\n")
 
-    def _append(self, line: bytes) -> None:
-        assert self._descriptor is not None
-        data = b"\n" + line if self._unfinished else line
-        written = os.write(self._descriptor, data)
-        if written < len(data):
-            os.ftruncate(self._descriptor, self._end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._end += written
-        self._unfinished = False
+    def _keys(self, entries: Iterable[Entry]) -> set[str]:
+        return {key for entry in entries if (key := self._entry_key(entry))}
 
-    def _drop_replaced(self) -> None:
-        """Write the file anew with each picture's last line in the place of its first."""
-        places: dict[object, bytes] = {}
-        for number, line in enumerate(self._path.read_bytes().splitlines(keepends=True)):
-            places[_entry_key(_decode(line)) or number] = line
-        with (
-            atomic_output(self._path, overwrite=True) as descriptor,
-            os.fdopen(os.dup(descriptor), "wb") as out,
-        ):
-            out.writelines(places.values())
-
-
-class _Held(Container[Path]):
-    def __init__(self, keys: set[str]) -> None:
-        self._keys = keys
-
-    def __contains__(self, path: object) -> bool:
-        return _key(str(path)) in self._keys
+    def _entry_key(self, entry: Entry) -> str | None:
+        """The picture an entry tells of. A relative path begins here, or else at the file."""
+        path = entry.get("image_path")
+        if not isinstance(path, str):
+            return None
+        if not os.path.isabs(path) and not os.path.exists(path):
+            beside = os.path.join(self._main.path.parent, path)
+            path = beside if os.path.exists(beside) else path
+        return _key(path)
 
 
 @contextlib.contextmanager
@@ -148,52 +120,34 @@ def open_jsonl(target: Path) -> Iterator[JsonlWriter]:
         writer.close()
 
 
+def check_jsonl(target: Path, pictures: Sequence[Path]) -> None:  # noqa: ARG001  any will do
+    """Refuse a file that cannot be written to.
+
+    Raises:
+        InputError: naming it.
+    """
+    Lines(target).check()
+
+
 def _key(path: str) -> str:
-    return os.path.abspath(path)
+    """One spelling for each picture, wherever it is looked at from."""
+    folder, name = os.path.split(path)
+    return os.path.join(_real_folder(os.path.abspath(folder)), name)
 
 
-def _entry_key(entry: dict[str, Any]) -> str | None:
-    path = entry.get("image_path")
-    return _key(path) if isinstance(path, str) else None
+@lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
-def _decode(line: bytes) -> dict[str, Any]:
-    if not line.strip():
-        return {}
-    entry = json.loads(line)
-    if not isinstance(entry, dict) or not {"image_path", "video_path", "caption"} & {*entry}:
-        raise ValueError
-    return entry
-
-
-def _is_torn(line: bytes) -> bool:
-    """Whether this is the beginning of one of our lines, not somebody's text without line break."""
-    start = b'{"image_path"'
-    return line.startswith(start) or start.startswith(line)
-
-
-def _encode(line: dict[str, Any]) -> bytes:
-    try:
-        text = json.dumps(line, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a file name that is no text; the escape stands for its bytes
-        text = json.dumps(line).encode()
-    return text + b"\n"
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    """Keep a second run from writing to the same file; released by closing."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{show_path(path)}: another run is writing to it; wait for it") from None
-    except OSError:  # a file system without locks
-        return
+def _keep_mode(descriptor: int, path: Path) -> None:
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, path.stat().st_mode & 0o7777)
 
 
 JSONL = FormatSpec(
-    "jsonl", help="One JSON object a line, with image_path and caption.", open=open_jsonl
+    "jsonl",
+    help="One JSON object a line, with image_path and caption.",
+    open=open_jsonl,
+    check=check_jsonl,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,8 @@ def decode(path: Path, fit: Fit) -> Image:
     from PIL import Image
 
     def read() -> Image.Image:
-        with Image.open(path) as opened, _one_at_a_time(opened):
+        # not by its path: Pillow would map it into memory, and then fails to turn some TIFFs
+        with path.open("rb") as file, Image.open(file) as opened, _one_at_a_time(opened):
             opened.load()
             picture = _on_white(_eight_bits(_upright(opened)))
             return picture.resize(fit(*picture.size), Image.Resampling.BICUBIC)
@@ -55,7 +57,8 @@ def measure(path: Path) -> tuple[int, int]:
     def read() -> tuple[int, int]:
         with Image.open(path) as opened:
             width, height = opened.size
-            return (height, width) if _orientation(opened) >= 5 else (width, height)
+            turned = _orientation(opened) >= 5 and opened.format != "TIFF"  # there it is done
+            return (height, width) if turned else (width, height)
 
     return _guarded(path, read)
 
@@ -79,7 +82,11 @@ def _guarded(path: Path, read: Callable[[], T]) -> T:
     from PIL import Image, UnidentifiedImageError
 
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadablePictureError("is no regular file")
         return read()
+    except UnreadablePictureError:
+        raise
     except UnidentifiedImageError:
         empty = path.stat().st_size == 0
         reason = "the file is empty" if empty else "is no picture, whatever its name says"

@@ -134,9 +134,15 @@ def _nothing_in(request: Request, unreadable: Sequence[tuple[Path, str]]) -> str
 
 def _check_outputs(outputs: Sequence[Output], pictures: Sequence[Path]) -> None:
     faults: list[str] = []
+    stems = {picture.with_suffix("") for picture in pictures}
+    beside = any(output.format.target == "folder" for output in outputs)
     for output in outputs:
-        if output.format.target == "file" and (reason := obstacle(output.target, 0)):
-            faults.append(f"{show_path(output.target)}: {reason}")
+        if output.format.target == "file":
+            if reason := obstacle(output.target, 0):
+                faults.append(f"{show_path(output.target)}: {reason}")
+                continue
+            if beside and output.target.with_suffix("") in stems:
+                faults.append(f"{show_path(output.target)}: is a picture's own; name another file")
         if output.format.check:
             try:
                 output.format.check(output.target, pictures, **output.values)

@@ -13,6 +13,11 @@ DEFAULT_PROMPT = (
 """Four rules in the spirit of the Qwen-Image technical report, https://arxiv.org/abs/2508.02324."""
 
 
+def is_text(prompt: str) -> bool:
+    """Whether every character can be encoded, which bytes from a terminal need not be."""
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in prompt)
+
+
 def unescape(prompt: str) -> str:
     r"""Turn a typed `\n` into a line break.
 

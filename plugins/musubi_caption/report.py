@@ -41,6 +41,8 @@ def as_text(plan: Plan, found: Sizes) -> Iterator[str]:
         name, target = output.format.name, show_path(output.target)
         place = f"beside each picture in {target}" if output.format.target == "folder" else target
         yield f"{'output':<9}  {name}, {place}"
+    for folder, reason in plan.unreadable:
+        yield f"{'warning':<9}  {show_path(folder)}: {reason}"
     tokens = [w * h // grid**2 for _, (w, h) in _readable(found)]
     if tokens and grid > 1:
         yield (
@@ -103,6 +105,8 @@ def failures(plan: Plan, tally: Tally) -> list[tuple[Path, str]]:
 
 def outcome(plan: Plan, tally: Tally) -> Iterator[str]:
     """What came of a run, line by line."""
+    if tally.cut:
+        yield "for longer captions raise --max_new_tokens, and add --existing overwrite"
     for path in tally.cut:
         yield f"cut off at {plan.request.max_new_tokens} tokens: {show_path(path)}"
     for path, reason in failures(plan, tally):
@@ -111,7 +115,7 @@ def outcome(plan: Plan, tally: Tally) -> Iterator[str]:
     parts = [
         f"{tally.captioned} captioned",
         f"{plan.done} already done" if plan.done else "",
-        f"{len(tally.cut)} cut off (raise --max_new_tokens)" if tally.cut else "",
+        f"{len(tally.cut)} cut off" if tally.cut else "",
         f"{len(tally.failed)} failed" if tally.failed else "",
     ]
     seconds = f" in {tally.seconds:.1f} s ({rates})" if tally.seconds and rates else ""

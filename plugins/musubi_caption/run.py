@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -63,7 +63,7 @@ def run(
 
     Raises:
         MusubiError: an output could not be written; what it holds is intact.
-        PluginError: the backend answers for pictures it was not asked about.
+        PluginError: the backend does not keep to what backends promise.
     """
     with contextlib.ExitStack() as opened:
         ledger = Ledger(plan, opened, tally, progress)
@@ -79,10 +79,10 @@ def run(
                     ledger.add(other)
             for other in crew.remaining() if crew else ():
                 ledger.add(other)
-            ledger.finish(f"backend {plan.request.backend.name} gave no answer for it")
             if crew:
                 tally.processes = {0: len(crew.share(plan.todo)), **crew.received}
         finally:
+            ledger.flush()
             tally.seconds, tally.waited = perf_counter() - ready, feed.waited
 
 
@@ -99,21 +99,36 @@ def _feed(plan: Plan, crew: Crew | None) -> Feed:
 
 
 def results(captioner: Captioner, feed: Feed, plan: Plan) -> Iterator[CaptionResult]:
-    """One result for each picture of the feed, in any order."""
+    """One result for each picture of the feed, in any order.
+
+    Raises:
+        PluginError: the backend answers for a picture twice, or for one it was not asked about.
+    """
+    backend = plan.request.backend.name
     unreadable: deque[CaptionResult] = deque()
+    asked: dict[Path, None] = {}
 
     def requests() -> Iterator[CaptionRequest]:
         for path, image in feed:
             if isinstance(image, str):
                 unreadable.append(CaptionResult(path, error=image))
             else:
+                asked[path] = None
                 yield CaptionRequest(path, image, plan.request.prompt, plan.request.max_new_tokens)
 
     for result in captioner(requests()):
         while unreadable:
             yield unreadable.popleft()
-        yield result
+        if asked.pop(result.path, result) is result:
+            raise PluginError(
+                f"{show_path(result.path)}: backend {backend} answered for this picture twice, or "
+                "without being asked; tell the author of its plugin"
+            )
+        empty = result.caption is None and result.error is None
+        yield replace(result, error=f"backend {backend} gave nothing for it") if empty else result
     yield from unreadable
+    for path in asked:
+        yield CaptionResult(path, error=f"backend {backend} gave no answer for it")
 
 
 class Ledger:
@@ -134,7 +149,6 @@ class Ledger:
         progress: Callable[[int], None],
     ) -> None:
         self._expected = deque(plan.todo)
-        self._unanswered = set(plan.todo)
         self._early: dict[Path, CaptionResult] = {}
         self._overwrite = plan.request.overwrite
         self._writers = list(_open_all(plan.request.outputs, opened))
@@ -143,21 +157,16 @@ class Ledger:
 
     def add(self, result: CaptionResult) -> None:
         """Take one result, and write all whose turn it is."""
-        if result.path not in self._unanswered:
-            raise PluginError(
-                f"{show_path(result.path)}: the backend answered for this picture twice, or "
-                "without being asked; tell the author of its plugin"
-            )
-        self._unanswered.discard(result.path)
         self._early[result.path] = result
         while self._expected and self._expected[0] in self._early:
             self._write(self._early.pop(self._expected.popleft()))
 
-    def finish(self, reason: str) -> None:
-        """Write the rest; pictures without an answer have failed for `reason`."""
-        for path in list(self._expected):
-            if path in self._unanswered:
-                self.add(CaptionResult(path, error=reason))
+    def flush(self) -> None:
+        """Write what still waits for its turn, which will not come if the run was interrupted."""
+        while self._expected and self._early:
+            path = self._expected.popleft()
+            if path in self._early:
+                self._write(self._early.pop(path))
 
     def _write(self, result: CaptionResult) -> None:
         if result.error is None:

@@ -87,10 +87,12 @@ def _key(rank: int, number: int) -> str:
 
 def find_crew() -> Crew | None:
     """The processes that were started together with this one; None if it is alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size < 2 or "LOCAL_RANK" not in os.environ:  # both launchers set it
+    size = os.environ.get("WORLD_SIZE", "")
+    if (
+        not size.isdecimal() or int(size) < 2 or "LOCAL_RANK" not in os.environ
+    ):  # both launchers set it
         return None
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
-    return Crew(rank, size, store)
+    store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
+    return Crew(rank, count, store)

@@ -11,6 +11,10 @@ import click
 
 from musubi_cli import CaptionResult, FormatSpec, InputError, atomic_output, show_path
 
+_LONGEST_NAME = 255
+"""Bytes in a file's name, on every common file system."""
+_TOLD = 5
+
 
 class TextWriter(Container[Path]):
     """Writes caption files. It is also the collection of the pictures that have one.
@@ -82,6 +86,10 @@ def check_text(
                 f"{show_path(picture)} and {show_path(other.name)} would share the caption file "
                 f"{show_path(target.name)}; rename one, or use --output_format jsonl"
             )
+        elif len(os.fsencode(target.name)) > _LONGEST_NAME:
+            faults.append(f"{show_path(target)}: is too long a name; use --output_format jsonl")
+        elif os.path.lexists(target) and not target.is_file():
+            faults.append(f"{show_path(target)}: is no regular file; move it away")
     if overwritten := next((picture for picture in pictures if picture in owners), None):
         faults.append(
             f"--caption_extension {caption_extension} would write over the picture "
@@ -92,6 +100,8 @@ def check_text(
             faults.append(
                 f"{show_path(folder)}: the folder is not writable; use --output_format jsonl"
             )
+    if len(faults) > _TOLD:
+        faults[_TOLD:] = [f"... and {len(faults) - _TOLD} more pictures of this kind"]
     if faults:
         raise InputError(*faults)
 

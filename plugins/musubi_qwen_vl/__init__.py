@@ -76,7 +76,8 @@ def _options() -> tuple[click.Option, ...]:
         ),
         click.Option(
             ["--repetition_penalty"],
-            type=click.FloatRange(0, min_open=True),
+            type=_penalty,
+            metavar="NUMBER",
             default=1.0,
             help="Above 1 keeps captions from running in circles.",
         ),
@@ -86,6 +87,14 @@ def _options() -> tuple[click.Option, ...]:
             "only then. Otherwise looked for beside the model, else the packaged one.",
         ),
     )
+
+
+def _penalty(value: str | float) -> float:
+    """A finite number above 0."""
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise click.BadParameter(f"{value} is no number above 0")
+    return number
 
 
 def _batch_size(value: str) -> int | None:

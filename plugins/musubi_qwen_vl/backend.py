@@ -99,6 +99,8 @@ def choose_device(asked: str) -> torch.device:
         if device.index is None and device.type != "cpu":
             device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("has no memory to run in")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise click.BadParameter(f"{asked}: {reason}", param_hint="--device") from error

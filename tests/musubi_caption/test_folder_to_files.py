@@ -193,7 +193,9 @@ def test_a_caption_cut_at_the_limit_is_marked_and_counted(caption):
     ran = caption("--image_dir", "photos", "-o", "c.jsonl")
     assert ran.code == 0
     assert "cut off at 1024 tokens: photos/long.png" in ran.err
-    assert "1 cut off (raise --max_new_tokens)" in ran.err
+    assert "1 captioned" not in ran.err
+    assert "2 captioned, 1 cut off" in ran.err
+    assert "raise --max_new_tokens, and add --existing overwrite" in ran.err
     assert [line.get("stop") for line in lines()] == [None, "length"]
 
 

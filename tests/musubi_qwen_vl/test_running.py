@@ -145,7 +145,7 @@ def test_several_processes_share_the_pictures_and_write_one_file(pictures, tmp_p
     done = subprocess.run(
         [
             *(sys.executable, "-m", "accelerate.commands.launch"),
-            *("--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"),
+            *("--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"),
             *("--dynamo_backend=no", "-m", "musubi_cli"),
             *("caption", "qwen-vl", "--image_dir", folder, "--model_path", models.SCENES),
             *("-o", output, "--json", "-v"),
