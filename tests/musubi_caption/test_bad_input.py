@@ -92,6 +92,58 @@ def test_an_extension_that_would_overwrite_pictures(caption):
     refused(ran, "would write over the picture photos/a.png")
 
 
+def test_a_caption_file_that_is_no_file(caption):
+    for name in "abc":
+        plain(f"photos/{name}.png")
+    os.mkdir("photos/a.txt")
+    os.symlink("nowhere/b.txt", "photos/b.txt")
+    ran = caption("--image_dir=photos", "--output_format=text")
+    refused(ran, "photos/a.txt: is no regular file", "photos/b.txt: is no regular file")
+
+
+def test_a_name_too_long_for_its_caption_file(caption):
+    plain("photos/" + "x" * 250 + ".png")
+    ran = caption("--image_dir=photos", "--output_format=text", "--caption_extension=.caption")
+    refused(ran, "is too long a name")
+
+
+def test_thousands_of_collisions_are_told_in_a_few_lines(caption):
+    os.mkdir("photos")
+    for number in range(50):
+        for extension in ("jpg", "png"):
+            open(f"photos/{number}.{extension}", "w").close()
+    ran = caption("--image_dir=photos", "--output_format=text")
+    refused(ran, "... and 45 more")
+    assert len(ran.err.splitlines()) == 6
+
+
+def test_a_jsonl_file_in_the_place_of_a_caption_file(caption):
+    plain("photos/a.png")
+    both = ("--output_format=jsonl", "--output_format=text")
+    ran = caption("--image_dir=photos", *both, "-o", "photos/a.txt")
+    refused(ran, "photos/a.txt: is a picture's own")
+
+
+def test_an_output_that_is_no_file(caption):
+    plain("photos/a.png")
+    refused(caption("--image_dir=photos", "-o", "/dev/null"), "/dev/null: is no regular file")
+
+
+def test_a_prompt_that_is_no_text(caption):
+    plain("photos/a.png")
+    prompt = os.fsdecode(b"Describe \xff")
+    ran = caption("--image_dir=photos", "-o", "c.jsonl", "--prompt", prompt)
+    refused(ran, "--prompt is not valid UTF-8")
+
+
+def test_a_backend_that_gives_nothing(caption):
+    for name in "ab":
+        plain(f"photos/{name}.png")
+    ran = caption("--image_dir=photos", "-o", "c.jsonl", "--empty", "a.png")
+    assert ran.code == 3
+    assert "photos/a.png: backend eye gave nothing for it" in ran.err
+
+
 def test_too_small_a_size(caption):
     plain("photos/a.png")
     refused(caption("--image_dir=photos", "-o", "c.jsonl", "--max_size=20"), "--max_size 20")

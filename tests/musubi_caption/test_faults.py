@@ -6,7 +6,9 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from commands import COMMAND
@@ -101,15 +103,67 @@ def test_killed_while_writing_text_files(start):
 def test_killed_while_overwriting_each_picture_still_has_a_caption(start):
     assert finish(start("-o", "c.jsonl")) == 0
     process = start("-o", "c.jsonl", "--existing", "overwrite", "--prompt", "new", "--slow", "0.1")
+    renewed = Path("c.jsonl.new")
     deadline = time.monotonic() + 20
-    while len(held()) < COUNT + 3 and time.monotonic() < deadline:
+    while not (renewed.exists() and renewed.stat().st_size > 150):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert set(held()) == {f"photos/{number:02}.png" for number in range(COUNT)}
+    everything = [f"photos/{number:02}.png" for number in range(COUNT)]
+    assert held() == everything
+    assert "new|" not in Path("c.jsonl").read_text()
+    plain("photos/99.png")
+    assert finish(start("-o", "c.jsonl")) == 0  # takes up what the killed run has left
+    assert held() == [*everything, "photos/99.png"]
+    assert Path("c.jsonl").read_text().count("new|") >= 2
+    assert not renewed.exists()
     again = start("-o", "c.jsonl", "--existing", "overwrite", "--prompt", "new")
     assert finish(again) == 0
-    assert held() == [f"photos/{number:02}.png" for number in range(COUNT)]
+    assert held() == [*everything, "photos/99.png"]
+    assert Path("c.jsonl").read_text().count("new|") == COUNT + 1
+
+
+def test_answers_that_wait_for_their_turn_are_written_when_the_run_is_interrupted(start):
+    process = start("-o", "c.jsonl", "--slow", "0.15", "--late", "00.png")
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "photos/01.png" in held()
+    assert "photos/00.png" not in held()
+    assert finish(start("-o", "c.jsonl")) == 0
+    assert sorted(held()) == [f"photos/{number:02}.png" for number in range(COUNT)]
+
+
+def in_two_processes(site, *options):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    return subprocess.run(
+        [
+            *(sys.executable, *launcher, "-m", "musubi_cli", "caption", "eye"),
+            *("--image_dir=photos", "--prompt=p", *options),
+        ],
+        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_two_processes_list_what_the_second_got_no_answer_for(start, tmp_path):
+    del start
+    done = in_two_processes(tmp_path / "site", "-o", "c.jsonl", "--silent_about", "03.png")
+    assert "photos/03.png: backend eye gave no answer for it" in done.stderr
+    assert len(held()) == COUNT - 1
+
+
+def test_two_processes_end_at_once_when_the_input_is_wrong(start, tmp_path):
+    del start
+    begun = time.monotonic()
+    done = in_two_processes(tmp_path / "site", "-o", "nowhere/c.jsonl")
+    assert done.stderr.count("nowhere/c.jsonl: its folder does not exist") == 1
+    assert time.monotonic() - begun < 25
 
 
 def test_a_full_disk_is_named_and_costs_no_line(start):

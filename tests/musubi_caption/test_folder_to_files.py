@@ -177,6 +177,97 @@ def test_lines_that_come_while_the_model_is_loaded_are_kept(tmp_path):
     assert [line["caption"] for line in lines(path)] == ["a", "new", "c"]
 
 
+def test_a_file_that_is_replaced_during_the_run_gets_the_further_lines(tmp_path):
+    path = tmp_path / "c.jsonl"
+    writer = JsonlWriter(path)
+    writer.write(CaptionResult(tmp_path / "a.png", "a"))
+    edited = path.read_text().replace('"a"', '"edited"')
+    (tmp_path / "other").write_text(edited)
+    (tmp_path / "other").replace(path)
+    writer.write(CaptionResult(tmp_path / "b.png", "b"))
+    path.unlink()
+    writer.write(CaptionResult(tmp_path / "c.png", "c"))
+    (tmp_path / "again").write_text(edited)
+    writer.close()
+    assert [line["caption"] for line in lines(path)] == ["c"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        '{"image_path":"d/b.png","caption":"says "open", took an hour"}',
+        '{"image_path":"d/b.png","caption":"b"}{"image_path":"d/c.png","caption":"c"}',
+        '{"image_path":"d/b.png","caption":"b"},',
+        "[" * 100_000,
+    ],
+)
+def test_a_last_line_with_a_mistake_is_not_taken_for_a_torn_one(caption, end):
+    plain("photos/a.png")
+    with open("c.jsonl", "w") as file:
+        file.write('{"image_path": "d/a.png", "caption": "a"}\n' + end)
+    before = os.path.getsize("c.jsonl")
+    ran = caption("--image_dir", "photos", "-o", "c.jsonl")
+    assert ran.code == 2
+    assert "line 2 is no caption, so the file is left alone" in ran.err
+    assert os.path.getsize("c.jsonl") == before
+
+
+def test_a_line_torn_anywhere_is_mended(tmp_path):
+    whole = json.dumps(
+        {"image_path": 'a \u00e4 " \\ \n.png', "caption": "\u00fc, \U0001f600"}, ensure_ascii=False
+    ).encode()
+    path = tmp_path / "c.jsonl"
+    for torn in (whole, json.dumps(json.loads(whole)).encode()):
+        for length in range(len(torn)):
+            path.write_bytes(b'{"image_path": "z.png", "caption": "z"}\n' + torn[:length])
+            writer = JsonlWriter(path)
+            writer.write(CaptionResult(tmp_path / "b.png", "b"))
+            writer.close()
+            assert [line["caption"] for line in lines(path)] == ["z", "b"], torn[:length]
+
+
+def test_several_lines_for_one_picture_are_kept(caption):
+    for name in "ab":
+        plain(f"photos/{name}.png")
+    doubled = [
+        {"image_path": "photos/a.png", "caption": "one", "control_path": "x.png"},
+        {"image_path": "photos/a.png", "caption": "two", "control_path": "y.png"},
+    ]
+    with open("c.jsonl", "w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in doubled)
+    assert caption("--image_dir", "photos", "-o", "c.jsonl").code == 0
+    assert lines()[:2] == doubled
+    assert caption("--image_dir", "photos", "-o", "c.jsonl", "--existing=overwrite").code == 0
+    first, second, third = lines()
+    assert (first["control_path"], second["control_path"]) == ("x.png", "y.png")
+    assert first["caption"] == second["caption"] == third["caption"] == "p|40x32 200 100 50"
+
+
+def test_overwriting_keeps_the_files_permissions_and_lines_with_strange_breaks(caption):
+    plain("photos/a.png")
+    with open("c.jsonl", "w", newline="") as file:
+        file.write('{"image_path": "photos/a.png", "caption": "x"}\r\n')
+        file.write('{"caption":\r"one \u2028 line"}\n')
+    os.chmod("c.jsonl", 0o600)
+    ran = caption("--image_dir", "photos", "-o", "c.jsonl", "--existing=overwrite")
+    assert ran.code == 0, ran.err
+    assert os.stat("c.jsonl").st_mode & 0o777 == 0o600
+    assert sorted(os.listdir()) == ["c.jsonl", "photos"]
+    with open("c.jsonl", newline="") as file:
+        assert file.read().endswith('{"caption":\r"one \u2028 line"}\n')
+
+
+def test_resuming_from_another_folder_and_through_a_link_doubles_nothing(caption, monkeypatch):
+    for name in "ab":
+        plain(f"photos/{name}.png")
+    caption("--image_dir", "photos", "-o", "c.jsonl")
+    os.symlink("photos", "linked")
+    assert "2 already done" in caption("--image_dir", "linked", "-o", "c.jsonl").err
+    os.mkdir("elsewhere")
+    monkeypatch.chdir("elsewhere")
+    assert "2 already done" in caption("--image_dir", "../photos", "-o", "../c.jsonl").err
+
+
 def test_names_that_are_no_text_and_names_with_line_breaks(caption):
     strange = ["new\nline.png", "smile \N{GRINNING FACE}.png", os.fsdecode(b"raw\xff.png")]
     for name in strange:

@@ -1,6 +1,7 @@
 """What the model is shown: every kind of picture, upright, RGB, on white, of the right size."""
 
 import io
+import os
 import random
 import struct
 import zlib
@@ -64,6 +65,39 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     Image.fromarray(np.ascontiguousarray(undo[orientation](upright))).save(path, exif=exif)
     assert np.array_equal(shown(path), upright)
     assert measure(path) == (30, 20)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK", "P", "I;16"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_turned_tiffs(tmp_path, mode, compression):
+    image = Image.new("I;16" if mode == "I;16" else "L", (30, 20), 0)
+    image.paste(65535 if mode == "I;16" else 255, (0, 0, 10, 5))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.tiff"
+    (image if mode == "I;16" else image.convert(mode)).save(
+        path, exif=exif, compression=compression
+    )
+    seen = shown(path)[..., 0]
+    assert seen.shape == (30, 20)
+    assert measure(path) == (20, 30)
+    assert seen[5, 17] > 250  # the mark stands at the top right now
+    assert seen[5, 2] < 5
+
+
+def test_a_picture_of_a_stereo_camera(tmp_path):
+    left, right = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    left.save(tmp_path / "a.mpo", "MPO", save_all=True, append_images=[right])
+    assert find_pictures(tmp_path, recursive=False, unreadable=pytest.fail)
+    assert np.abs(shown(tmp_path / "a.mpo") - (254, 0, 0)).max() <= 6
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for look in (measure, lambda path: decode(path, own_size)):
+        with pytest.raises(UnreadablePictureError, match="is no regular file"):
+            look(tmp_path / "a.png")
 
 
 def test_a_damaged_exif_block_does_not_spoil_the_picture(tmp_path):

@@ -13,7 +13,7 @@ import click
 from musubi_cli import BackendSpec, CaptionResult, hookimpl
 
 @contextmanager
-def open_eye(*, opened, backwards, slow, silent_about):
+def open_eye(*, opened, backwards, slow, silent_about, late, empty):
     """Tells size and mean colour; writes its own name down when it is opened."""
     if opened:
         with open(opened, "a") as log:
@@ -35,7 +35,9 @@ def open_eye(*, opened, backwards, slow, silent_about):
                 result = CaptionResult(request.path, text, stop="length", tokens=3)
             else:
                 result = CaptionResult(request.path, f"{request.prompt}|{text}", tokens=3)
-            if backwards:
+            if request.path.name == empty:
+                result = CaptionResult(request.path)
+            if backwards or request.path.name == late:
                 found.insert(0, result)
             else:
                 yield result
@@ -49,6 +51,8 @@ def musubi_caption_backends():
         click.Option(["--backwards"], is_flag=True),
         click.Option(["--slow"], type=float, default=0.0),
         click.Option(["--silent_about"]),
+        click.Option(["--late"]),
+        click.Option(["--empty"]),
     )
     return [BackendSpec("eye", help="Says what it sees.", open=open_eye, options=options,
                         grid=4, min_area=64)]
