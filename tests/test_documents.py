@@ -74,6 +74,13 @@ def test_the_readmes_plan_is_what_the_command_prints(clone):
     assert re.sub(without_times, "", shown) == re.sub(without_times, "", printed)
 
 
+def test_the_readmes_captions_are_what_the_command_writes(clone):
+    (shown,) = blocks(README, "json")
+    line = next(c for c in COMMANDS if c.endswith("--output_file captions.jsonl"))
+    assert shell(line, clone).returncode == 0
+    assert (clone / "captions.jsonl").read_text() == shown
+
+
 def test_the_readmes_settings_are_accepted(clone):
     (settings,) = blocks(README, "toml")
     (clone / "musubi.toml").write_text(settings)

@@ -115,7 +115,7 @@ def _own_parameters() -> list[click.Parameter]:
         click.Option(
             ["--limit"],
             type=click.IntRange(1),
-            help="Caption so many pictures in this run.",
+            help="Take the first so many of those to caption.",
         ),
         click.Option(
             ["--existing"],
