@@ -52,6 +52,7 @@ LAYOUTS = {
     ),
     "a hub cache": models.hub_cache,
     "a hub cache's snapshot": lambda folder: models.hub_cache(folder) / "snapshots" / "abc123",
+    "a file in ComfyUI's folders": models.comfyui,
     "a diffusers pipeline": models.diffusers,
     "a diffusers text encoder": lambda folder: models.diffusers(folder) / "text_encoder",
 }

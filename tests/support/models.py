@@ -136,6 +136,29 @@ def diffusers(folder):
     return folder
 
 
+def comfyui(folder):
+    """ComfyUI's folders: the bare file in one place, vocabulary and merges in another."""
+    path = single(folder / "models" / "text_encoders")
+    words = folder / "comfy" / "text_encoders" / "qwen25_tokenizer"
+    words.mkdir(parents=True)
+    for name in FILES:
+        (path.parent / name).unlink()
+    whole = json.loads((SCENES / "tokenizer.json").read_text())
+    (words / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in whole["model"]["merges"]]
+    (words / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]))
+    added = {entry["id"]: {**entry, "id": None} for entry in whole["added_tokens"]}
+    for entry in added.values():
+        del entry["id"]
+    config = {
+        "added_tokens_decoder": added,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
+    (words / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
 def draw(folder, count=6, seed=5, sizes=((448, 448), (640, 480), (400, 600))):
     """Draw held-out scenes; their captions by file name."""
     folder.mkdir(parents=True, exist_ok=True)
