@@ -64,6 +64,8 @@ class Root(CommandGroup):
             return ExitCode.FAILED
         except Exception as error:
             if console.interrupted:  # a library made something else of the KeyboardInterrupt
+                if isinstance(error, MusubiError):
+                    error.show()
                 return _interrupted()
             if console.verbose:
                 import traceback

@@ -77,7 +77,7 @@ def default_map(
         if not isinstance(content, dict):
             raise InputError(
                 f"{show_path(source)}: '{key}' stands outside of a command's table; "
-                f"write it below a line such as [merge.ema]"
+                f"write it below a line such as [{_example(above, commands)}]"
             )
         if name is None or command is None:
             if close := _closest(key, commands):
@@ -88,6 +88,13 @@ def default_map(
         else:
             result[name] = _values(content, command, f"{above}{name}", source)
     return result
+
+
+def _example(above: str, commands: Mapping[str, str]) -> str:
+    """A table that values may stand in."""
+    if not above:
+        return "merge.ema"
+    return f"{above.strip().replace(' ', '.')}.{next(iter(commands.values()), 'NAME')}"
 
 
 def _values(

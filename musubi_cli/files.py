@@ -19,8 +19,8 @@ def atomic_output(path: Path, *, overwrite: bool) -> Iterator[int]:
 
     The bytes go to a temporary file beside `path` and are synced to disk before they take its
     name. On Linux file systems that allow it the temporary file has no name, so that nothing is
-    left behind even when the process is killed. Permissions are those of any new file (umask). A
-    symbolic link stays, and the file it points to is replaced.
+    left behind even when the process is killed. Permissions are those of the file that is replaced,
+    else of any new file (umask). A symbolic link stays, and the file it points to is replaced.
 
     Args:
         path: the file to make; its folder must exist.
@@ -37,6 +37,7 @@ def atomic_output(path: Path, *, overwrite: bool) -> Iterator[int]:
     descriptor, temporary = _open_beside(target)
     try:
         yield descriptor
+        _keep_permissions(descriptor, target)
         os.fsync(descriptor)
         if temporary is None:
             temporary = _link_unnamed(descriptor, target, exclusive=not overwrite)
@@ -55,6 +56,11 @@ def atomic_output(path: Path, *, overwrite: bool) -> Iterator[int]:
 def _target(path: Path) -> Path:
     """The file itself where `path` is a link to it."""
     return Path(os.path.realpath(path)) if os.path.islink(path) else path
+
+
+def _keep_permissions(descriptor: int, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError, AttributeError, PermissionError):
+        os.fchmod(descriptor, target.stat().st_mode & 0o777)  # Windows has none
 
 
 def _open_beside(target: Path) -> tuple[int, Path | None]:

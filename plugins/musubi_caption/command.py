@@ -85,7 +85,8 @@ def _own_parameters() -> list[click.Parameter]:
             ["-o", "--output_file"],
             multiple=True,
             type=click.Path(path_type=Path),
-            help="Where captions go, for a format that writes one file.",
+            help="Where captions go, for a format that writes a file. Repeatable, in the "
+            "order of such formats.",
         ),
         click.Option(
             ["--output_format"],
@@ -257,7 +258,8 @@ def _outputs(formats: Formats, parameters: dict[str, Any], console: Console) -> 
     if len(files) < len(takers):
         name = takers[len(files)]
         other = ", or --output_format text" if len(chosen) == 1 else ""
-        raise InputError(f"--output_format {name} needs --output_file FILE{other}")
+        needed = f"--output_format {name} needs {'a further ' if files else ''}--output_file FILE"
+        raise InputError(f"{needed}{other}")
     if len(files) > len(takers):
         console.warn(f"--output_file {files[len(takers)]} ignored: no format chosen writes it")
     if len({*files[: len(takers)]}) < len(takers):

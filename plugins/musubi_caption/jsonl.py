@@ -1,8 +1,9 @@
 """Format `jsonl`: one JSON object a line, `image_path` and `caption`, as musubi-tuner reads it.
 
-Where a picture is captioned again, the new line goes to a second file beside the first, `.new`
-added to its name, and is put in the old one's place when the run ends, however it ends. After a
-kill the first file is as it was, and the next run that writes takes up the second.
+Where a picture is captioned again, the new line goes to a second file beside the first,
+`.musubi-new` added to its name, and is put in the old one's place when the run ends, however it
+ends. After a kill the first file is as it was, and the next run that writes takes up the second,
+except for lines that were edited meanwhile.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from musubi_caption.lines import Entry, Lines, decode, encode
 from musubi_cli import CaptionResult, FormatSpec, MusubiError, atomic_output, show_path
+
+_REPLACES = "replaces"
+"""In a renewed line: the captions whose place it takes."""
 
 
 class JsonlWriter(Container[Path]):
@@ -29,8 +34,8 @@ class JsonlWriter(Container[Path]):
 
     def __init__(self, path: Path) -> None:
         self._main = Lines(path)
-        self._renewed = Lines(path.with_name(f"{path.name}.new"))
-        self._held = self._keys(self._main.entries())
+        self._renewed = Lines(renewed_file(path))
+        self._held = self._captions(self._main.entries())
 
     def done(self) -> Container[Path]:
         """The pictures that have a line, whichever way their paths are written."""
@@ -44,15 +49,14 @@ class JsonlWriter(Container[Path]):
         entry: Entry = {"image_path": str(result.path), "caption": result.caption}
         if result.stop == "length":
             entry["stop"] = "length"
-        entries = self._main.opened()
-        if entries is not None:
-            self._held = self._keys(entries)
-        if result.path in self:
+        self._make_ready()
+        key = _key(str(result.path))
+        if key in self._held:
             self._renewed.opened()
-            self._renewed.append(entry)
+            self._renewed.append(entry | {_REPLACES: self._held[key]})
         else:
             self._main.append(entry)
-            self._held.add(_key(str(result.path)))
+            self._held[key] = [result.caption]
 
     def close(self) -> None:
         """Put renewed lines in their places, and let go of the file.
@@ -61,7 +65,7 @@ class JsonlWriter(Container[Path]):
             MusubiError: there is no room for it; everything stays on disk.
         """
         try:
-            if self._main.is_open and self._renewed.path.exists():
+            if self._main.is_open:
                 self._put_in_place()
         except OSError as error:
             raise MusubiError(
@@ -73,15 +77,31 @@ class JsonlWriter(Container[Path]):
             self._renewed.close()
             self._main.close()
 
+    def _make_ready(self) -> None:
+        """Open the file, and take up what a killed run has left."""
+        while (entries := self._main.opened()) is not None:
+            self._held = self._captions(entries)
+            if not self._renewed.is_open:
+                self._put_in_place()
+
     def _put_in_place(self) -> None:
         """Write the file anew; what is no caption of a renewed picture stays byte for byte."""
+        if not self._renewed.path.exists():
+            return
         renewed = {self._entry_key(entry): entry for entry in self._renewed.entries()}
         path = self._main.path
         lines = path.read_bytes().split(b"\n")
-        with atomic_output(path, overwrite=True) as descriptor:
-            _keep_mode(descriptor, path)
-            with os.fdopen(os.dup(descriptor), "wb") as out:
-                out.write(b"\n".join(self._merged(line, renewed) for line in lines))
+        known = self._captions(self._main.entries())
+        merged = [self._merged(line, renewed) for line in lines]
+        if merged[-1] == b"":
+            merged.pop()
+        merged += [_plain(entry) for key, entry in renewed.items() if key and key not in known]
+        with (
+            atomic_output(path, overwrite=True) as descriptor,
+            os.fdopen(os.dup(descriptor), "wb") as out,
+        ):
+            out.writelines(line + b"\n" for line in merged)
+        self._renewed.close()
         self._renewed.path.unlink()
 
     def _merged(self, line: bytes, renewed: dict[str | None, Entry]) -> bytes:
@@ -90,14 +110,20 @@ class JsonlWriter(Container[Path]):
         except ValueError:
             return line
         key = self._entry_key(entry)
-        if key is None or key not in renewed:
+        fresh = renewed.get(key) if key else None
+        if fresh is None or entry.get("caption") not in fresh.get(_REPLACES, ()):
             return line
         entry.pop("stop", None)
-        fresh = {name: value for name, value in renewed[key].items() if name != "image_path"}
-        return encode(entry | fresh).rstrip(b"\n")
+        kept = {name: value for name, value in fresh.items() if name != "image_path"}
+        return _plain(entry | kept) + (b"\r" if line.endswith(b"\r") else b"")
 
-    def _keys(self, entries: Iterable[Entry]) -> set[str]:
-        return {key for entry in entries if (key := self._entry_key(entry))}
+    def _captions(self, entries: Iterable[Entry]) -> dict[str, list[Any]]:
+        """What each picture's lines say."""
+        held: dict[str, list[Any]] = {}
+        for entry in entries:
+            if key := self._entry_key(entry):
+                held.setdefault(key, []).append(entry.get("caption"))
+        return held
 
     def _entry_key(self, entry: Entry) -> str | None:
         """The picture an entry tells of. A relative path begins here, or else at the file."""
@@ -108,6 +134,17 @@ class JsonlWriter(Container[Path]):
             beside = os.path.join(self._main.path.parent, path)
             path = beside if os.path.exists(beside) else path
         return _key(path)
+
+
+def renewed_file(path: Path) -> Path:
+    """Where new captions of pictures that have one are collected."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(f"{real.name}.musubi-new")
+
+
+def _plain(entry: Entry) -> bytes:
+    """An entry as a line without its break, and without what only we need to know."""
+    return encode({n: v for n, v in entry.items() if n != _REPLACES}).rstrip(b"\n")
 
 
 @contextlib.contextmanager
@@ -126,7 +163,9 @@ def check_jsonl(target: Path, pictures: Sequence[Path]) -> None:  # noqa: ARG001
     Raises:
         InputError: naming it.
     """
-    Lines(target).check()
+    for lines in (Lines(target), Lines(renewed_file(target))):
+        lines.check()
+        lines.entries()
 
 
 def _key(path: str) -> str:
@@ -138,11 +177,6 @@ def _key(path: str) -> str:
 @lru_cache(maxsize=1024)
 def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
-
-
-def _keep_mode(descriptor: int, path: Path) -> None:
-    if hasattr(os, "fchmod"):
-        os.fchmod(descriptor, path.stat().st_mode & 0o7777)
 
 
 JSONL = FormatSpec(

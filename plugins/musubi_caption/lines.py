@@ -33,9 +33,7 @@ class Lines:
         self.path = path
         self._descriptor: int | None = None
         self._end = 0
-        """Where the next line begins."""
-        self._unfinished = False
-        """Whether the last line is whole but for its line break."""
+        """Where the last whole line ends."""
 
     @property
     def is_open(self) -> bool:
@@ -48,7 +46,7 @@ class Lines:
         Raises:
             InputError: it holds something else, or cannot be read.
         """
-        self._end, self._unfinished = 0, False
+        self._end = 0
         entries = []
         lines = self._raw().split(b"\n")
         for number, line in enumerate(lines, 1):
@@ -64,7 +62,6 @@ class Lines:
                 ) from None
             entries.append(entry)
             self._end += len(line) + (0 if last else 1)
-            self._unfinished = last and bool(line)
         return entries
 
     def check(self) -> None:
@@ -109,14 +106,20 @@ class Lines:
             OSError: the disk is full, and the like; the file is as it was.
         """
         assert self._descriptor is not None
-        line = encode(entry)
-        data = b"\n" + line if self._unfinished else line
+        data = self._needed_break(self._descriptor) + encode(entry)
         written = os.write(self._descriptor, data)
         if written < len(data):
-            os.ftruncate(self._descriptor, self._end)
+            before = os.fstat(self._descriptor).st_size - written
+            os.ftruncate(self._descriptor, before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        self._end += written
-        self._unfinished = False
+
+    @staticmethod
+    def _needed_break(descriptor: int) -> bytes:
+        """A line break if the last line has none, whoever wrote it."""
+        if os.lseek(descriptor, 0, os.SEEK_END) == 0:
+            return b""
+        os.lseek(descriptor, -1, os.SEEK_END)
+        return b"" if os.read(descriptor, 1) == b"\n" else b"\n"
 
     def close(self) -> None:
         """Let go of the file."""

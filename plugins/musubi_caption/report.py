@@ -105,10 +105,10 @@ def failures(plan: Plan, tally: Tally) -> list[tuple[Path, str]]:
 
 def outcome(plan: Plan, tally: Tally) -> Iterator[str]:
     """What came of a run, line by line."""
-    if tally.cut:
-        yield "for longer captions raise --max_new_tokens, and add --existing overwrite"
     for path in tally.cut:
         yield f"cut off at {plan.request.max_new_tokens} tokens: {show_path(path)}"
+    if tally.cut:
+        yield "for longer captions raise --max_new_tokens, and add --existing overwrite"
     for path, reason in failures(plan, tally):
         yield f"failed: {show_path(path)}: {reason}"
     rates = ", ".join(filter(None, [_rate(tally.captioned, tally), token_rate(tally)]))
@@ -119,7 +119,8 @@ def outcome(plan: Plan, tally: Tally) -> Iterator[str]:
         f"{len(tally.failed)} failed" if tally.failed else "",
     ]
     seconds = f" in {tally.seconds:.1f} s ({rates})" if tally.seconds and rates else ""
-    yield f"{', '.join(filter(None, parts))}{seconds}"
+    targets = ", ".join(show_path(output.target) for output in plan.request.outputs)
+    yield f"{targets}: {', '.join(filter(None, parts))}{seconds}"
 
 
 def token_rate(tally: Tally) -> str:

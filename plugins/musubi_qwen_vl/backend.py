@@ -103,7 +103,9 @@ def choose_device(asked: str) -> torch.device:
             raise RuntimeError("has no memory to run in")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise click.BadParameter(f"{asked}: {reason}", param_hint="--device") from error
+        raise click.BadParameter(
+            f"{asked}: {reason:.80}; leave it out, or use cpu", param_hint="--device"
+        ) from error
     return device
 
 

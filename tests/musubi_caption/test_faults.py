@@ -103,7 +103,7 @@ def test_killed_while_writing_text_files(start):
 def test_killed_while_overwriting_each_picture_still_has_a_caption(start):
     assert finish(start("-o", "c.jsonl")) == 0
     process = start("-o", "c.jsonl", "--existing", "overwrite", "--prompt", "new", "--slow", "0.1")
-    renewed = Path("c.jsonl.new")
+    renewed = Path("c.jsonl.musubi-new")
     deadline = time.monotonic() + 20
     while not (renewed.exists() and renewed.stat().st_size > 150):
         assert time.monotonic() < deadline
@@ -180,6 +180,21 @@ def test_a_full_disk_is_named_and_costs_no_line(start):
     assert 1 <= len(done) < COUNT
     assert finish(start("-o", "c.jsonl")) == 0
     assert len(held()) == COUNT
+
+
+def test_a_full_disk_costs_no_line_of_somebody_else(start):
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+
+    process = start("-o", "c.jsonl", "--slow", "0.2", preexec_fn=small_files)
+    wait_for(2)
+    other = json.dumps({"image_path": "x.png", "caption": "y" * 100})
+    with open("c.jsonl", "a") as file:
+        file.write(f"{other}\n")
+    process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "x.png" in held()
+    assert all(path.startswith(("photos/", "x.png")) for path in held())
 
 
 def test_a_full_disk_and_text_files(start):

@@ -257,6 +257,81 @@ def test_overwriting_keeps_the_files_permissions_and_lines_with_strange_breaks(c
         assert file.read().endswith('{"caption":\r"one \u2028 line"}\n')
 
 
+def interrupted_overwrite(path, *names):
+    """A renewed file as a killed run leaves it."""
+    writer = JsonlWriter(path)
+    for name in names:
+        writer.write(CaptionResult(path.parent / name, "new"))
+    writer._renewed.close()
+    writer._main.close()
+
+
+def test_what_a_killed_run_left_is_put_in_place_but_not_over_edited_lines(tmp_path):
+    path = tmp_path / "c.jsonl"
+    first = JsonlWriter(path)
+    for name in "abc":
+        first.write(CaptionResult(tmp_path / f"{name}.png", "old"))
+    first.close()
+    interrupted_overwrite(path, "a.png", "b.png")
+    assert [line["caption"] for line in lines(path)] == ["old"] * 3
+    path.write_text(path.read_text().replace("old", "by hand", 1))
+    later = JsonlWriter(path)
+    later.write(CaptionResult(tmp_path / "d.png", "d"))
+    later.close()
+    assert [line["caption"] for line in lines(path)] == ["by hand", "new", "old", "d"]
+    assert all({*line} == {"image_path", "caption"} for line in lines(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["c.jsonl"]
+
+
+def test_renewed_captions_whose_lines_are_gone_are_added(tmp_path):
+    path = tmp_path / "c.jsonl"
+    first = JsonlWriter(path)
+    first.write(CaptionResult(tmp_path / "a.png", "old"))
+    first.close()
+    interrupted_overwrite(path, "a.png")
+    path.unlink()
+    later = JsonlWriter(path)
+    later.write(CaptionResult(tmp_path / "b.png", "b"))
+    later.close()
+    assert [line["caption"] for line in lines(path)] == ["new", "b"]
+
+
+def test_a_link_and_its_target_share_what_a_killed_run_left(tmp_path):
+    (tmp_path / "real").mkdir()
+    path, link = tmp_path / "real" / "x.jsonl", tmp_path / "c.jsonl"
+    link.symlink_to(path)
+    first = JsonlWriter(link)
+    first.write(CaptionResult(tmp_path / "a.png", "old"))
+    first.close()
+    interrupted_overwrite(link, tmp_path / "a.png")
+    later = JsonlWriter(path)
+    later.write(CaptionResult(tmp_path / "b.png", "b"))
+    later.close()
+    assert link.is_symlink()
+    assert [line["caption"] for line in lines(link)] == ["new", "b"]
+
+
+def test_somebody_elses_line_without_a_break_is_not_glued_to(tmp_path):
+    path = tmp_path / "c.jsonl"
+    writer = JsonlWriter(path)
+    writer.write(CaptionResult(tmp_path / "a.png", "a"))
+    with path.open("a") as other:
+        other.write('{"image_path": "x.png", "caption": "x"}')
+    writer.write(CaptionResult(tmp_path / "b.png", "b"))
+    writer.close()
+    assert [line["caption"] for line in lines(path)] == ["a", "x", "b"]
+
+
+def test_a_renewed_file_of_somebody_else_is_found_before_the_model_is_loaded(caption):
+    plain("photos/a.png")
+    with open("c.jsonl.musubi-new", "w") as file:
+        file.write("dear diary\n")
+    ran = caption("--image_dir", "photos", "-o", "c.jsonl", "--opened", "log")
+    assert ran.code == 2
+    assert "c.jsonl.musubi-new: line 1 is no caption" in ran.err
+    assert not os.path.exists("log")
+
+
 def test_resuming_from_another_folder_and_through_a_link_doubles_nothing(caption, monkeypatch):
     for name in "ab":
         plain(f"photos/{name}.png")
@@ -283,6 +358,7 @@ def test_a_caption_cut_at_the_limit_is_marked_and_counted(caption):
     plain("photos/long.png")
     ran = caption("--image_dir", "photos", "-o", "c.jsonl")
     assert ran.code == 0
+    assert "c.jsonl: 2 captioned" in ran.err
     assert "cut off at 1024 tokens: photos/long.png" in ran.err
     assert "1 captioned" not in ran.err
     assert "2 captioned, 1 cut off" in ran.err
