@@ -15,11 +15,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from musubi_caption.lines import Entry, Lines, decode, encode
+from musubi_caption.lines import Entry, Lines, decode, encode, write_all
 from musubi_cli import CaptionResult, FormatSpec, MusubiError, atomic_output, show_path
 
-_REPLACES = "replaces"
+_PICTURE = "musubi_picture"
+"""In a renewed line: the picture, wherever it is looked at from."""
+_REPLACES = "musubi_replaces"
 """In a renewed line: the captions whose place it takes."""
+
+
+class _ChangedError(Exception):
+    """Somebody else wrote to the file while it was written anew."""
 
 
 class JsonlWriter(Container[Path]):
@@ -52,8 +58,9 @@ class JsonlWriter(Container[Path]):
         self._make_ready()
         key = _key(str(result.path))
         if key in self._held:
-            self._renewed.opened()
-            self._renewed.append(entry | {_REPLACES: self._held[key]})
+            if self._renewed.opened() is not None:
+                _share_permissions(self._main.path, self._renewed.path)
+            self._renewed.append(entry | {_PICTURE: key, _REPLACES: self._held[key]})
         else:
             self._main.append(entry)
             self._held[key] = [result.caption]
@@ -90,21 +97,26 @@ class JsonlWriter(Container[Path]):
             return
         renewed = {self._entry_key(entry): entry for entry in self._renewed.entries()}
         path = self._main.path
-        lines = path.read_bytes().split(b"\n")
-        known = self._captions(self._main.entries())
-        merged = [self._merged(line, renewed) for line in lines]
-        if merged[-1] == b"":
-            merged.pop()
-        merged += [_plain(entry) for key, entry in renewed.items() if key and key not in known]
-        with (
-            atomic_output(path, overwrite=True) as descriptor,
-            os.fdopen(os.dup(descriptor), "wb") as out,
-        ):
-            out.writelines(line + b"\n" for line in merged)
+        while True:
+            before = _state(path)
+            with contextlib.suppress(_ChangedError), atomic_output(path, overwrite=True) as out:
+                write_all(out, self._merged(path.read_bytes(), renewed))
+                if _state(path) != before:  # somebody wrote to it: once more, with what he wrote
+                    raise _ChangedError
+                break
         self._renewed.close()
         self._renewed.path.unlink()
 
-    def _merged(self, line: bytes, renewed: dict[str | None, Entry]) -> bytes:
+    def _merged(self, content: bytes, renewed: dict[str | None, Entry]) -> bytes:
+        """The file's content with renewed captions in it; those without a line come last."""
+        known = self._captions(self._main.entries())
+        merged = b"\n".join(self._renew(line, renewed) for line in content.split(b"\n"))
+        gone = [_plain(entry) for key, entry in renewed.items() if key and key not in known]
+        if gone and merged and not merged.endswith(b"\n"):
+            merged += b"\n"
+        return merged + b"".join(line + b"\n" for line in gone)
+
+    def _renew(self, line: bytes, renewed: dict[str | None, Entry]) -> bytes:
         try:
             entry = decode(line)
         except ValueError:
@@ -127,8 +139,10 @@ class JsonlWriter(Container[Path]):
 
     def _entry_key(self, entry: Entry) -> str | None:
         """The picture an entry tells of. A relative path begins here, or else at the file."""
+        if _PICTURE in entry:
+            return str(entry[_PICTURE])
         path = entry.get("image_path")
-        if not isinstance(path, str):
+        if not isinstance(path, str) or "\0" in path:
             return None
         if not os.path.isabs(path) and not os.path.exists(path):
             beside = os.path.join(self._main.path.parent, path)
@@ -144,7 +158,18 @@ def renewed_file(path: Path) -> Path:
 
 def _plain(entry: Entry) -> bytes:
     """An entry as a line without its break, and without what only we need to know."""
-    return encode({n: v for n, v in entry.items() if n != _REPLACES}).rstrip(b"\n")
+    ours = {_PICTURE, _REPLACES}
+    return encode({name: value for name, value in entry.items() if name not in ours}).rstrip(b"\n")
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _share_permissions(path: Path, other: Path) -> None:
+    with contextlib.suppress(OSError):
+        other.chmod(path.stat().st_mode & 0o777)
 
 
 @contextlib.contextmanager
@@ -171,7 +196,10 @@ def check_jsonl(target: Path, pictures: Sequence[Path]) -> None:  # noqa: ARG001
 def _key(path: str) -> str:
     """One spelling for each picture, wherever it is looked at from."""
     folder, name = os.path.split(path)
-    return os.path.join(_real_folder(os.path.abspath(folder)), name)
+    try:
+        return os.path.join(_real_folder(os.path.abspath(folder)), name)
+    except ValueError:  # no name that any file could have
+        return path
 
 
 @lru_cache(maxsize=1024)

@@ -34,6 +34,8 @@ class Lines:
         self._descriptor: int | None = None
         self._end = 0
         """Where the last whole line ends."""
+        self._length = 0
+        """How much was read."""
 
     @property
     def is_open(self) -> bool:
@@ -48,7 +50,9 @@ class Lines:
         """
         self._end = 0
         entries = []
-        lines = self._raw().split(b"\n")
+        raw = self._raw()
+        self._length = len(raw)
+        lines = raw.split(b"\n")
         for number, line in enumerate(lines, 1):
             last = number == len(lines)
             try:
@@ -92,6 +96,9 @@ class Lines:
                     os.close(descriptor)
                     continue
                 entries = self.entries()
+                if os.fstat(descriptor).st_size != self._length:  # somebody is writing to it
+                    os.close(descriptor)
+                    continue
                 self._drop_torn_end(descriptor)
             except BaseException:
                 os.close(descriptor)
@@ -143,7 +150,7 @@ class Lines:
             return False
 
     def _drop_torn_end(self, descriptor: int) -> None:
-        torn = os.fstat(descriptor).st_size - self._end
+        torn = self._length - self._end
         if torn > 0:
             os.ftruncate(descriptor, self._end)
             current_console().note(
@@ -177,6 +184,13 @@ def encode(entry: Mapping[str, Any]) -> bytes:
     return text + b"\n"
 
 
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write content to its last byte, or raise OSError."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
 def _is_torn(line: bytes, error: ValueError) -> bool:
     """Whether a line is one of ours, right up to its end and cut off there."""
     start = b'{"image_path"'
@@ -186,8 +200,9 @@ def _is_torn(line: bytes, error: ValueError) -> bool:
         return error.reason == "unexpected end of data"
     if not isinstance(error, json.JSONDecodeError):
         return False
+    rest = error.doc[error.pos :]
     unfinished = error.msg.startswith(("Unterminated string", "Invalid \\u"))
-    return unfinished or error.pos >= len(error.doc)
+    return unfinished or any(word.startswith(rest) for word in ("null", "true", "false"))
 
 
 def _lock(descriptor: int, path: Path) -> None:

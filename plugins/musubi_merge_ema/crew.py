@@ -50,16 +50,23 @@ class Crew:
         self._stop = False
 
     def __enter__(self) -> Crew:
-        for worker in range(1, self._count):
-            self._pipes[worker], writer = os.pipe()
-            if self._forks:
-                self._children.append(self._fork(worker, writer))
-                os.close(writer)
-            else:
-                thread = threading.Thread(target=self._report, args=(worker, writer))
-                self._threads.append(thread)
-                thread.start()
+        try:
+            for worker in range(1, self._count):
+                self._start(worker)
+        except BaseException as error:  # interrupted halfway: those that started must end
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
+
+    def _start(self, worker: int) -> None:
+        self._pipes[worker], writer = os.pipe()
+        if self._forks:
+            self._fork(worker, writer)
+            os.close(writer)
+        else:
+            thread = threading.Thread(target=self._report, args=(worker, writer))
+            self._threads.append(thread)
+            thread.start()
 
     def __exit__(
         self,
@@ -93,13 +100,17 @@ class Crew:
             raise _decode(_read_all(self._pipes[worker]))
         raise MusubiError("a worker was killed, perhaps for want of memory; nothing was written")
 
-    def _fork(self, worker: int, writer: int) -> int:
-        # Ctrl-C reaches every process of the terminal; the parent alone answers it
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    def _fork(self, worker: int, writer: int) -> None:
+        # Ctrl-C reaches every process of the terminal; the parent alone answers it, and neither
+        # it nor another signal comes between a fork and the note of it
+        ending = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
         try:
             child = os.fork()
             if child:
-                return child
+                self._children.append(child)
+                return
+            signal.pthread_sigmask(signal.SIG_SETMASK, {*blocked, signal.SIGINT})
             code = 1
             try:
                 # else this worker would keep its brothers from noticing that nobody reads

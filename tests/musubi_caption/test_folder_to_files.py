@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from pictures import eye, plain
@@ -257,11 +258,11 @@ def test_overwriting_keeps_the_files_permissions_and_lines_with_strange_breaks(c
         assert file.read().endswith('{"caption":\r"one \u2028 line"}\n')
 
 
-def interrupted_overwrite(path, *names):
+def interrupted_overwrite(path, *names, folder=None):
     """A renewed file as a killed run leaves it."""
     writer = JsonlWriter(path)
     for name in names:
-        writer.write(CaptionResult(path.parent / name, "new"))
+        writer.write(CaptionResult(Path(folder or path.parent, name), "new"))
     writer._renewed.close()
     writer._main.close()
 
@@ -294,6 +295,44 @@ def test_renewed_captions_whose_lines_are_gone_are_added(tmp_path):
     later.write(CaptionResult(tmp_path / "b.png", "b"))
     later.close()
     assert [line["caption"] for line in lines(path)] == ["new", "b"]
+
+
+def test_what_was_left_is_taken_up_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    plain(tmp_path / "ph" / "a.png")
+    path = tmp_path / "c.jsonl"
+    first = JsonlWriter(path)
+    first.write(CaptionResult(tmp_path / "ph" / "a.png", "old"))
+    first.close()
+    monkeypatch.chdir(tmp_path)
+    interrupted_overwrite(path, "ph/a.png", folder=".")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    later = JsonlWriter(path)
+    later.write(CaptionResult(tmp_path / "b.png", "b"))
+    later.close()
+    assert [line["caption"] for line in lines(path)] == ["new", "b"]
+
+
+def test_a_renewed_line_torn_within_a_word_is_dropped(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"image_path": "a.png"}\n')
+    renewed = path.with_name("c.jsonl.musubi-new")
+    renewed.write_text('{"image_path": "a.png", "caption": "x", "musubi_replaces": [nu')
+    later = JsonlWriter(path)
+    later.write(CaptionResult(tmp_path / "b.png", "b"))
+    later.close()
+    assert [line.get("caption") for line in lines(path)] == [None, "b"]
+
+
+@pytest.mark.parametrize("name", ["\\ud800/a.png", "\\u0000.png"])
+def test_paths_that_no_file_can_have_are_kept(tmp_path, name):
+    path = tmp_path / "c.jsonl"
+    line = f'{{"image_path": "{name}", "caption": "x"}}\n'
+    path.write_text(line)
+    writer = JsonlWriter(path)
+    writer.write(CaptionResult(tmp_path / "b.png", "b"))
+    writer.close()
+    assert path.read_text().startswith(line)
 
 
 def test_a_link_and_its_target_share_what_a_killed_run_left(tmp_path):
