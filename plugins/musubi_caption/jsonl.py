@@ -183,14 +183,15 @@ def open_jsonl(target: Path) -> Iterator[JsonlWriter]:
 
 
 def check_jsonl(target: Path, pictures: Sequence[Path]) -> None:  # noqa: ARG001  any will do
-    """Refuse a file that cannot be written to.
+    """Refuse a file that cannot be written to, or somebody else's in the place of renewed lines.
 
     Raises:
         InputError: naming it.
     """
-    for lines in (Lines(target), Lines(renewed_file(target))):
-        lines.check()
-        lines.entries()
+    Lines(target).check()
+    renewed = Lines(renewed_file(target))
+    renewed.check()
+    renewed.entries()
 
 
 def _key(path: str) -> str:

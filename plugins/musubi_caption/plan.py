@@ -153,9 +153,7 @@ def _check_outputs(outputs: Sequence[Output], pictures: Sequence[Path]) -> None:
 
 
 def _missing(request: Request, pictures: Sequence[Path]) -> list[Path]:
-    """Pictures that at least one output lacks."""
-    if request.overwrite:
-        return list(pictures)
+    """Pictures that at least one output lacks; all are to be made anew when overwriting."""
     with contextlib.ExitStack() as opened:
         holdings = [opened.enter_context(output.open()).done() for output in request.outputs]
-        return [p for p in pictures if not all(p in held for held in holdings)]
+        return [p for p in pictures if request.overwrite or not all(p in h for h in holdings)]

@@ -10,9 +10,7 @@ from typing import Any
 import click
 
 from musubi_cli import BackendSpec, Captioner, hookimpl
-
-GRID = 28
-"""Pixels along the side of a visual token: two patches of 14."""
+from musubi_qwen_vl.pixels import GRID
 
 
 @hookimpl

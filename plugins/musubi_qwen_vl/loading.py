@@ -39,11 +39,13 @@ def load(source: Source, *, device: torch.device, dtype: torch.dtype, float8: bo
 
     Raises:
         InputError: its tensors are not exactly those that its configuration asks for.
+        MusubiError: there is too little memory for it.
     """
-    with init_empty_weights(include_buffers=False):
-        model = Model(_config(source))
-    compare(source, model)
+    config = _config(source)
     try:
+        with init_empty_weights(include_buffers=False):
+            model = Model(config)
+        compare(source, model)
         return _fill(model, source, device, dtype, float8=float8)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -15,7 +15,7 @@ from musubi_qwen_vl.template import IMAGE
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SPECIAL = (
+SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -106,11 +106,11 @@ def packaged_tokenizer() -> PreTrainedTokenizerBase:
 
     merges = [tuple(map(shown, split(token, ranks))) for token in ranks if len(token) > 1]
     vocab = {shown(token): rank for token, rank in ranks.items()}
-    vocab |= {token: len(ranks) + i for i, token in enumerate(_SPECIAL)}
+    vocab |= {token: len(ranks) + i for i, token in enumerate(SPECIAL)}
     tokenizer: PreTrainedTokenizerBase = make(
         vocab=vocab, merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
-    tokenizer.add_tokens(list(_SPECIAL), special_tokens=True)
+    tokenizer.add_tokens(list(SPECIAL), special_tokens=True)
     return tokenizer
 
 

@@ -8,11 +8,7 @@ from pictures import eye, plain
 
 @pytest.fixture
 def caption(tmp_path, monkeypatch):
-    site = tmp_path / "site"
-    site.mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    captioned = eye(site, monkeypatch)
+    captioned = eye(tmp_path, monkeypatch)
 
     def logged(*args):
         ran = captioned(*args, "--opened", "log")
@@ -142,6 +138,16 @@ def test_a_backend_that_gives_nothing(caption):
     ran = caption("--image_dir=photos", "-o", "c.jsonl", "--empty", "a.png")
     assert ran.code == 3
     assert "photos/a.png: backend eye gave nothing for it" in ran.err
+
+
+def test_a_backend_that_answers_twice_is_named_and_what_was_written_is_kept(caption):
+    for name in "ab":
+        plain(f"photos/{name}.png")
+    ran = caption("--image_dir=photos", "-o", "c.jsonl", "--twice", "a.png")
+    assert ran.code == 1
+    assert "photos/a.png: backend eye answered for this picture twice" in ran.err
+    with open("c.jsonl") as file:
+        assert len(file.readlines()) == 1
 
 
 def test_too_small_a_size(caption):

@@ -54,6 +54,11 @@ def held():
         return [json.loads(line)["image_path"] for line in file]
 
 
+def files_up_to(nbytes):
+    """Makes a process unable to write longer files, as on a full disk."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
+
+
 def wait_for(count):
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -167,10 +172,7 @@ def test_two_processes_end_at_once_when_the_input_is_wrong(start, tmp_path):
 
 
 def test_a_full_disk_is_named_and_costs_no_line(start):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
-
-    process = start("-o", "c.jsonl", preexec_fn=small_files)
+    process = start("-o", "c.jsonl", preexec_fn=files_up_to(300))
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "c.jsonl: cannot be written" in err
@@ -183,10 +185,7 @@ def test_a_full_disk_is_named_and_costs_no_line(start):
 
 
 def test_a_full_disk_costs_no_line_of_somebody_else(start):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
-
-    process = start("-o", "c.jsonl", "--slow", "0.2", preexec_fn=small_files)
+    process = start("-o", "c.jsonl", "--slow", "0.2", preexec_fn=files_up_to(600))
     wait_for(2)
     other = json.dumps({"image_path": "x.png", "caption": "y" * 100})
     with open("c.jsonl", "a") as file:
@@ -197,11 +196,23 @@ def test_a_full_disk_costs_no_line_of_somebody_else(start):
     assert all(path.startswith(("photos/", "x.png")) for path in held())
 
 
-def test_a_full_disk_and_text_files(start):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5))
+def test_a_full_disk_while_new_captions_are_put_in_place_keeps_both(start):
+    assert finish(start("-o", "c.jsonl")) == 0
+    before = Path("c.jsonl").read_bytes()
+    again = ("-o", "c.jsonl", "--existing=overwrite", "--limit=1", f"--prompt={'x' * 300}")
+    process = start(*again, preexec_fn=files_up_to(1000))
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "c.jsonl: cannot be rewritten: " in err
+    assert "c.jsonl.musubi-new, and the next run that writes puts them in their places" in err
+    assert Path("c.jsonl").read_bytes() == before
+    plain("photos/99.png")
+    assert finish(start("-o", "c.jsonl")) == 0
+    assert Path("c.jsonl").read_text().count("x" * 300) == 1
 
-    process = start("--output_format", "text", preexec_fn=small_files)
+
+def test_a_full_disk_and_text_files(start):
+    process = start("--output_format", "text", preexec_fn=files_up_to(5))
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "photos" in err

@@ -13,11 +13,7 @@ from musubi_cli import CaptionResult, InputError
 
 @pytest.fixture
 def caption(tmp_path, monkeypatch):
-    site = tmp_path / "site"
-    site.mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return eye(site, monkeypatch)
+    return eye(tmp_path, monkeypatch)
 
 
 def lines(path="c.jsonl"):

@@ -165,6 +165,41 @@ def test_several_processes_share_the_pictures_and_write_one_file(pictures, tmp_p
     assert outcome["processes"] == {"0": 4, "1": 3}
 
 
+LOADING = """
+import resource, sys
+from pathlib import Path
+import torch
+from musubi_cli import MusubiError
+from musubi_qwen_vl.loading import load
+from musubi_qwen_vl.source import open_source
+
+torch.set_num_threads(1)
+source = open_source(Path(sys.argv[1]))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20, -1))
+try:
+    load(source, device=torch.device("cpu"), dtype=torch.float32, float8=False)
+except MusubiError as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own address space")
+def test_out_of_memory_while_loading_is_told(tmp_path):
+    weights = models.tensors()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = torch.zeros(300_000, 128, dtype=torch.bfloat16)
+    path = models.single(tmp_path, weights)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 300_000
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, path], capture_output=True, text=True, check=False
+    )
+    assert "there is too little memory on cpu for it (155.9 MB on disk)" in done.stdout, done
+    assert "--fp8_vl, or a smaller model" in done.stdout
+
+
 OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path

@@ -205,6 +205,21 @@ def test_one_tensor_under_two_names(refuse, tmp_path):
     refuse(models.single(tmp_path / "m", weights), "holds one tensor under two names")
 
 
+def test_scales_of_another_shape_are_refused(refuse, tmp_path):
+    weights = models.fp8_scaled(scale_name="weight_scale")
+    weights["model.layers.0.mlp.up_proj.weight_scale"] = torch.ones(2, 2)
+    path = models.single(tmp_path / "m", weights)
+    refuse(path, "up_proj.weight_scale has shape [2, 2]", dry=False)
+
+
+def test_notes_on_quantization_that_make_no_sense(refuse, tmp_path):
+    odd = {"_quantization_metadata": "[]"}
+    path = models.single(tmp_path / "m", models.fp8_scaled(), metadata=odd)
+    refuse(path, "its _quantization_metadata cannot be understood")
+    note = {"model.layers.0.mlp.up_proj.comfy_quant": torch.tensor([91, 93], dtype=torch.uint8)}
+    refuse(models.single(tmp_path / "n", models.tensors() | note), "up_proj.comfy_quant cannot be")
+
+
 def test_scales_by_block_are_refused(refuse, tmp_path):
     weights = models.fp8_scaled(scale_name="weight_scale_inv")
     refuse(models.single(tmp_path / "m", weights), "block by block (weight_scale_inv)")

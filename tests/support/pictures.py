@@ -13,7 +13,7 @@ import click
 from musubi_cli import BackendSpec, CaptionResult, hookimpl
 
 @contextmanager
-def open_eye(*, opened, backwards, slow, silent_about, late, empty):
+def open_eye(*, opened, backwards, slow, silent_about, late, empty, twice):
     """Tells size and mean colour; writes its own name down when it is opened."""
     if opened:
         with open(opened, "a") as log:
@@ -41,6 +41,8 @@ def open_eye(*, opened, backwards, slow, silent_about, late, empty):
                 found.insert(0, result)
             else:
                 yield result
+            if request.path.name == twice:
+                yield result
         yield from found
     yield see
 
@@ -53,6 +55,7 @@ def musubi_caption_backends():
         click.Option(["--silent_about"]),
         click.Option(["--late"]),
         click.Option(["--empty"]),
+        click.Option(["--twice"]),
     )
     return [BackendSpec("eye", help="Says what it sees.", open=open_eye, options=options,
                         grid=4, min_area=64)]
@@ -67,9 +70,13 @@ def plain(path, size=(40, 30), colour=(200, 100, 50), **how):
     return path
 
 
-def eye(folder, monkeypatch):
-    """`musubi caption eye` in this process, with the plugin installed in `folder`."""
+def eye(tmp_path, monkeypatch):
+    """`musubi caption eye` in this process, in a folder of its own, the plugin installed beside."""
+    folder = tmp_path / "site"
+    folder.mkdir()
     install(folder, "eye", EYE)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
 
     def caption(*args, **how):
         plugins, reported = manager(folder, monkeypatch)
