@@ -196,7 +196,7 @@ def test_out_of_memory_while_loading_is_told(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", LOADING, path], capture_output=True, text=True, check=False
     )
-    assert "there is too little memory on cpu for it (155.9 MB on disk)" in done.stdout, done
+    assert "there is too little memory on cpu for it (156.0 MB on disk)" in done.stdout, done
     assert "--fp8_vl, or a smaller model" in done.stdout
 
 
