@@ -63,13 +63,17 @@ def measure(path: Path) -> tuple[int, int]:
     return _guarded(path, read)
 
 
-def trust_size_limit() -> None:
-    """Keep Pillow from warning of pictures at half the size at which it refuses them."""
+def silence_pillow() -> None:
+    """Keep Pillow from warning of what does no harm.
+
+    That is damaged EXIF data, and pictures at half the size at which it refuses them.
+    """
     import warnings
 
     from PIL import Image
 
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 
 def _one_at_a_time(picture: Image) -> contextlib.AbstractContextManager[object]:

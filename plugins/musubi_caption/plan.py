@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from musubi_caption.folder import find_pictures, picture_extensions
-from musubi_caption.picture import Fit, trust_size_limit
+from musubi_caption.picture import Fit, silence_pillow
 from musubi_caption.sizes import fit
 from musubi_cli import BackendSpec, FormatSpec, FormatWriter, InputError, obstacle, show_path
 
@@ -77,7 +77,7 @@ def make_plan(request: Request) -> Plan:
         InputError: something in the request cannot work; each fault is one message.
     """
     check_size(request.backend, request.max_size)
-    trust_size_limit()
+    silence_pillow()
     unreadable: list[tuple[Path, str]] = []
     pictures = find_pictures(
         request.image_dir,

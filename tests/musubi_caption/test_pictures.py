@@ -4,6 +4,7 @@ import io
 import os
 import random
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from musubi_caption.folder import find_pictures, picture_extensions
-from musubi_caption.picture import UnreadablePictureError, decode, measure
+from musubi_caption.picture import UnreadablePictureError, decode, measure, silence_pillow
 from musubi_caption.sizes import fit
 
 
@@ -100,9 +101,26 @@ def test_a_pipe_is_not_waited_for(tmp_path):
             look(tmp_path / "a.png")
 
 
-def test_a_damaged_exif_block_does_not_spoil_the_picture(tmp_path):
-    path = plain(tmp_path / "a.jpg", exif=b"Exif\0\0" + b"\xff" * 40)
-    assert shown(path).shape == (30, 40, 3)
+ENTRIES = b"II*\0" + struct.pack("<I", 8)
+"""The beginning of EXIF data whose entries follow at once."""
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"\xff" * 40,
+        ENTRIES + struct.pack("<HHHI4sI", 1, 0x0112, 2, 4, b"abc\0", 0),  # a text, no number
+        ENTRIES + struct.pack("<HH", 3, 0x0112),  # cut short
+    ],
+)
+def test_a_damaged_exif_block_does_not_spoil_the_picture_nor_is_it_talked_of(tmp_path, exif):
+    path = plain(tmp_path / "a.jpg", exif=b"Exif\0\0" + exif)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        silence_pillow()
+        assert shown(path).shape == (30, 40, 3)
+        assert measure(path) == (40, 30)
+    assert told == []
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
