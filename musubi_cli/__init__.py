@@ -3,6 +3,7 @@
 Names listed in `__all__` are the public API; everything else may change without notice.
 """
 
+from musubi_cli.captioning import in_batches
 from musubi_cli.console import (
     Console,
     bar,
@@ -15,6 +16,7 @@ from musubi_cli.errors import ExitCode, InputError, MusubiError, PluginError
 from musubi_cli.files import atomic_output, obstacle
 from musubi_cli.groups import CommandGroup
 from musubi_cli.hookspecs import hookimpl
+from musubi_cli.json_lines import json_lines, picture_key
 from musubi_cli.options import Section, SectionedCommand, join
 from musubi_cli.plugin_manager import Offer, PluginManager, PluginRecord
 from musubi_cli.specs import (
@@ -55,8 +57,11 @@ __all__ = [
     "bar",
     "current_console",
     "hookimpl",
+    "in_batches",
     "join",
+    "json_lines",
     "obstacle",
+    "picture_key",
     "show_path",
     "show_size",
     "table",

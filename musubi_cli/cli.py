@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from musubi_cli import config
 from musubi_cli.commands import HOST_COMMANDS
 from musubi_cli.console import Console
-from musubi_cli.errors import ExitCode, InputError, MusubiError, show_error
+from musubi_cli.errors import ExitCode, InputError, MusubiError, one_line, show_error
 from musubi_cli.groups import CommandGroup
 from musubi_cli.plugin_manager import Offer, PluginManager
 
@@ -36,7 +36,16 @@ _FIND_OUT = ("plugins", "completion")
 
 
 class Root(CommandGroup):
-    """`musubi` itself: the one place where exceptions become messages and exit codes."""
+    """`musubi` itself: the one place where exceptions become messages and exit codes.
+
+    Args:
+        plugins: knows whose bug an unexpected exception is.
+        **arguments: as for `CommandGroup`.
+    """
+
+    def __init__(self, *args: Any, plugins: PluginManager, **arguments: Any) -> None:
+        super().__init__(*args, **arguments)
+        self._plugins = plugins
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run, and exit with an `ExitCode` unless `standalone_mode` is off."""
@@ -71,7 +80,7 @@ class Root(CommandGroup):
                 import traceback
 
                 traceback.print_exc()
-            return _explain(error)
+            return _explain(error, self._plugins)
 
 
 def build_cli(plugins: PluginManager) -> Root:
@@ -83,6 +92,7 @@ def build_cli(plugins: PluginManager) -> Root:
     return Root(
         "musubi",
         help="Tools to keep open beside a LoRA trainer. Every job comes from a plugin.",
+        plugins=plugins,
         fetch=lambda ctx: _root_commands(ctx, plugins),
         callback=_configure,
         context_settings=SETTINGS,
@@ -235,7 +245,7 @@ def _interrupted() -> int:
     return ExitCode.INTERRUPTED
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, plugins: PluginManager) -> int:
     if isinstance(error, MusubiError):
         error.show()
         return error.exit_code
@@ -248,8 +258,8 @@ def _explain(error: Exception) -> int:
         if isinstance(error, click.UsageError) and ctx:
             click.echo(f"Try '{ctx.command_path} --help'.", err=True)
         return error.exit_code
-    show_error(f"{type(error).__name__}: {error}")
-    click.echo("This is a bug in musubi or in a plugin; --verbose shows where.", err=True)
+    show_error(one_line(error))
+    click.echo(plugins.bug_notice(error), err=True)
     return ExitCode.FAILED
 
 

@@ -59,3 +59,13 @@ class PluginError(MusubiError):
 def show_error(message: str, file: IO[Any] | None = None) -> None:
     """Print one error line to `file` (standard error by default)."""
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", file=file, err=True)
+
+
+def one_line(error: BaseException) -> str:
+    r"""An exception's kind and text on one line.
+
+    >>> one_line(ValueError("no\n such thing"))
+    'ValueError: no such thing'
+    """
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

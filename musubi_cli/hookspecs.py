@@ -85,54 +85,42 @@ def musubi_ema_schedules() -> Iterable[ScheduleSpec]:  # type: ignore[empty-body
 def musubi_caption_backends() -> Iterable[BackendSpec]:  # type: ignore[empty-body]
     """Captioners that appear as `musubi caption NAME`.
 
-    >>> from contextlib import contextmanager
-    >>> from musubi_cli import CaptionResult
+    >>> from contextlib import nullcontext
+    >>> from musubi_cli import in_batches
+    >>> def describe(requests):
+    ...     sizes = [request.image.size for request in requests]
+    ...     return [f"{width} by {height} pixels" for width, height in sizes]
     >>> @hookimpl
     ... def musubi_caption_backends():
-    ...     @contextmanager
     ...     def open_sizes():
-    ...         def describe(requests):
-    ...             for request in requests:
-    ...                 width, height = request.image.size
-    ...                 yield CaptionResult(request.path, caption=f"{width} by {height} pixels")
-    ...         yield describe
+    ...         return nullcontext(in_batches(describe))
     ...     return [BackendSpec("sizes", help="Tells the picture's size.", open=open_sizes)]
     >>> from types import SimpleNamespace
     >>> request = SimpleNamespace(path="a.png", image=SimpleNamespace(size=(640, 480)))
-    >>> with musubi_caption_backends()[0].open() as describe:
-    ...     [result.caption for result in describe([request])]
+    >>> with musubi_caption_backends()[0].open() as captioner:
+    ...     [result.caption for result in captioner([request])]
     ['640 by 480 pixels']
     """
 
 
 @hookspec
 def musubi_caption_formats() -> Iterable[FormatSpec]:  # type: ignore[empty-body]
-    r"""Output formats that `--output_format NAME` takes.
+    """Output formats that `--output_format NAME` takes.
 
-    >>> import os, tempfile
-    >>> from contextlib import contextmanager
+    >>> import tempfile
     >>> from pathlib import Path
-    >>> from musubi_cli import CaptionResult
-    >>> class Tsv:
-    ...     def __init__(self, path):
-    ...         self.path = path
-    ...     def done(self):
-    ...         lines = self.path.read_text().splitlines() if self.path.exists() else []
-    ...         return {Path(line.split("\t")[0]) for line in lines}
-    ...     def write(self, result):
-    ...         with self.path.open("a") as out:
-    ...             out.write(f"{result.path}\t{result.caption}\n")
+    >>> from musubi_cli import CaptionResult, json_lines
     >>> @hookimpl
     ... def musubi_caption_formats():
-    ...     @contextmanager
-    ...     def open_tsv(target):
-    ...         yield Tsv(target)
-    ...     return [FormatSpec("tsv", help="Path, tab, caption.", open=open_tsv)]
+    ...     def open_plain(target):
+    ...         return json_lines(target, picture="file", caption="text")
+    ...     return [FormatSpec("plain", help="File and text.", open=open_plain)]
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with musubi_caption_formats()[0].open(Path(folder, "c.tsv")) as writer:
+    ...     target = Path(folder, "captions.jsonl")
+    ...     with musubi_caption_formats()[0].open(target) as writer:
     ...         writer.write(CaptionResult(Path("a.png"), caption="a red fox"))
-    ...         Path("a.png") in writer.done()
-    True
+    ...     print(target.read_text().strip())
+    {"file": "a.png", "text": "a red fox"}
     """
 
 

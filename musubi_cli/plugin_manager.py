@@ -7,18 +7,19 @@ others, and a second plugin of the same name vanishes without a word.
 from __future__ import annotations
 
 import contextlib
-import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
-import click
 import pluggy
 
 from musubi_cli import hookspecs
-from musubi_cli.errors import PluginError
-from musubi_cli.specs import BackendSpec
+from musubi_cli.errors import PluginError, one_line
+from musubi_cli.faults import fault, misspelt_hook, unmet_need, way_out
+from musubi_cli.watching import Watch, watched
 
 OWN_DISTRIBUTION = "musubi"
 
@@ -37,6 +38,8 @@ class PluginRecord:
         status: `ok`, `disabled` by the user, or `broken`.
         adds: what it offers, for instance `schedule power`.
         problems: why it, or a part of it, does not work, each with the way out.
+        remarks: what works, and should be mended nevertheless.
+        seconds: how long it took to load it and to ask it what it offers.
     """
 
     name: str
@@ -46,6 +49,8 @@ class PluginRecord:
     status: Literal["ok", "disabled", "broken"]
     adds: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,17 @@ class _Entry:
     point: EntryPoint
     status: Literal["ok", "disabled", "broken"] = "ok"
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     plugin: Any = None
+    seconds: float = 0.0
+
+    @property
+    def module(self) -> str:
+        return self.point.value.partition(":")[0].strip()
 
     @property
     def distribution(self) -> str:
-        return self.point.dist.name if self.point.dist else "unknown"
+        return (self.point.dist and self.point.dist.name) or "unknown"
 
     @property
     def version(self) -> str:
@@ -164,42 +175,75 @@ class PluginManager:
                 status=entry.status,
                 adds=tuple(self._added_by(entry)),
                 problems=tuple(entry.problems),
+                remarks=tuple(entry.remarks),
+                seconds=round(entry.seconds, 3),
             )
             for entry in self._entries
         ]
 
+    def bug_notice(self, error: BaseException) -> str:
+        """Whose bug an unexpected exception is, and what the user can do about it."""
+        entry = next(filter(None, map(self._owner, _modules(error.__traceback__))), None)
+        if entry is None or entry.built_in:
+            where = f" ({entry.point.name})" if entry else ""
+            return f"This is a bug in musubi{where}; --verbose shows where."
+        return (
+            f"This is a bug in {entry.origin}, so tell its author; --verbose shows where, "
+            f"MUSUBI_DISABLE_PLUGINS={entry.point.name} leaves it out."
+        )
+
+    def _owner(self, module: str) -> _Entry | None:
+        """The plugin whose code a module is."""
+        top = module.partition(".")[0]
+        entries = [e for e in self._entries if e.module.partition(".")[0] == top]
+        closest = [e for e in entries if f"{module}.".startswith(f"{e.module}.")]
+        return next(iter(closest or entries), None)
+
     def _load(self, entry: _Entry) -> None:
-        namesake = next((e for e in self._entries if e.plugin and _same_name(e, entry)), None)
-        if namesake is not None:
-            self._break(entry, f"the name is taken by {namesake.origin}; uninstall one of the two")
+        obstacle = self._obstacle(entry)
+        if obstacle:
+            self._break(entry, obstacle)
             return
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            with self._watching(entry):
                 plugin = entry.point.load()
-            self._pluggy.register(plugin, name=entry.point.name)
+                with warnings.catch_warnings(record=True) as deprecated:
+                    warnings.simplefilter("always")
+                    self._pluggy.register(plugin, name=entry.point.name)
         except (Exception, SystemExit) as error:
-            self._break(entry, f"{_one_line(error)}; {_way_out(error, entry)}")
+            self._fail(entry, error)
             return
-        entry.plugin = plugin
-        mistake = self._misspelt_hook(plugin)
+        for warning in deprecated:
+            self._remark(entry, str(warning.message))
+        mistake = misspelt_hook(self._pluggy, plugin)
         if mistake:
             self._pluggy.unregister(plugin)
-            entry.plugin = None
-            self._break(entry, mistake)
+            self._break(entry, f"{mistake}; update or uninstall {entry.distribution}")
+        else:
+            entry.plugin = plugin
 
-    def _misspelt_hook(self, plugin: Any) -> str | None:
-        for caller in self._pluggy.get_hookcallers(plugin) or ():
-            if not caller.has_spec():
-                import difflib
-
-                close = difflib.get_close_matches(caller.name, hookspecs.OFFERED, n=1)
-                meant = f"; did you mean {close[0]}?" if close else ""
-                return f"it implements {caller.name}, which is no hook{meant}"
-        for name in hookspecs.OFFERED:
-            function = getattr(plugin, name, None)
-            if callable(function) and not hasattr(function, f"{hookspecs.PROJECT}_impl"):
-                return f"its function {name} is not marked with @musubi_cli.hookimpl"
+    def _obstacle(self, entry: _Entry) -> str | None:
+        """Why a plugin is not even imported."""
+        namesake = next((e for e in self._entries if e.plugin and _same_name(e, entry)), None)
+        if namesake is not None:
+            return f"the name is taken by {namesake.origin}; uninstall one of the two"
+        dist = entry.point.dist
+        need = unmet_need(dist) if dist and not entry.built_in else None
+        if need:
+            return f"it needs {need}; install versions of the two that go together"
         return None
+
+    @contextlib.contextmanager
+    def _watching(self, entry: _Entry) -> Iterator[None]:
+        """Let a plugin do something, and keep in its record what that costs."""
+        seen = Watch()
+        try:
+            with watched() as seen:
+                yield
+        finally:
+            entry.seconds += seen.seconds
+            for remark in () if entry.built_in else seen.remarks():
+                self._remark(entry, remark)
 
     def _collect(self, hook: str) -> Iterator[tuple[_Entry, Offer[Any]]]:
         for entry in self._entries:
@@ -213,23 +257,21 @@ class PluginManager:
 
     def _guarded(self, entry: _Entry, hook: str, caller: Callable[..., Any]) -> Sequence[Any]:
         spec = getattr(self._pluggy.hook, hook).spec
-        wanted = hookspecs.OFFERED[hook]
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with self._watching(entry):
                 results = caller(**({"plugins": self} if "plugins" in spec.argnames else {}))
                 items = [item for result in results for item in result]
+                mistake = next(filter(None, (fault(item, hook) for item in items)), None)
         except PluginError:
             raise
         except (Exception, SystemExit) as error:
-            self._break(entry, f"its {hook} failed: {_one_line(error)}; {_way_out(error, entry)}")
+            self._fail(entry, error, f"its {hook} failed: ")
             return ()
-        for item in items:
-            fault = _fault(item, wanted)
-            if fault:
-                self._break(
-                    entry, f"its {hook} returned {fault}; tell the author of {entry.distribution}"
-                )
-                return ()
+        if mistake:
+            self._break(
+                entry, f"its {hook} returned {mistake}; tell the author of {entry.distribution}"
+            )
+            return ()
         return items
 
     def _unique(
@@ -250,6 +292,10 @@ class PluginManager:
                 if offer.origin == entry.origin:
                     yield _label(hook, offer.value.name)
 
+    def _fail(self, entry: _Entry, error: BaseException, what: str = "") -> None:
+        remedy = way_out(error, entry.module, entry.distribution)
+        self._break(entry, f"{what}{one_line(error)}; {remedy}")
+
     def _break(self, entry: _Entry, problem: str) -> None:
         entry.status = "broken"
         self._problem(entry, problem)
@@ -263,36 +309,22 @@ class PluginManager:
             raise PluginError(line)
         self._report(line)
 
+    def _remark(self, entry: _Entry, remark: str) -> None:
+        entry.remarks.append(remark)
+        self._report(f"{entry.origin}: {remark}")
+
+
+def _modules(traceback: TracebackType | None) -> list[str]:
+    """The modules that a traceback goes through, the innermost first."""
+    names = []
+    while traceback:
+        names.append(str(traceback.tb_frame.f_globals.get("__name__")))
+        traceback = traceback.tb_next
+    return names[::-1]
+
 
 def _same_name(one: _Entry, other: _Entry) -> bool:
     return one.point.name.replace("-", "_") == other.point.name.replace("-", "_")
-
-
-def _fault(item: Any, wanted: type[Any]) -> str | None:
-    """What is wrong with one item of a hook; None if nothing is."""
-    if not isinstance(item, wanted):
-        return f"{item!r:.60}, not a {wanted.__name__}"
-    if not isinstance(item.name, str) or not item.name:
-        return f"a {wanted.__name__} whose name is {item.name!r}"
-    return None if wanted is click.Command else _fault_of_spec(item)
-
-
-def _fault_of_spec(spec: Any) -> str | None:
-    if not isinstance(spec.help, str):
-        return f"{spec.name}, whose help is no text"
-    if not isinstance(spec.options, tuple):
-        return f"{spec.name}, whose options are no tuple"
-    shares_its_command = not isinstance(spec, BackendSpec)
-    for option in spec.options:
-        if not isinstance(option, click.Option):
-            return f"{spec.name}, one of whose options is {option!r:.60}, not a click.Option"
-        disturbs = option.required or option.prompt or not option.expose_value
-        if disturbs and shares_its_command:
-            return (
-                f"{spec.name}, whose option {option.opts[0]} is required, prompts or is not "
-                "exposed, which would disturb those who do not use it"
-            )
-    return None
 
 
 def _label(hook: str, name: str) -> str:
@@ -309,16 +341,3 @@ def _label(hook: str, name: str) -> str:
         "musubi_caption_formats": "format",
     }
     return f"{kinds[hook]} {name}"
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _way_out(error: BaseException, entry: _Entry) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        top = error.name.partition(".")[0]
-        if top != entry.point.value.partition(":")[0].partition(".")[0]:
-            return f"install what brings the module {top}, or uninstall {entry.distribution}"
-    return f"update or uninstall {entry.distribution}"

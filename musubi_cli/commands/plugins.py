@@ -37,5 +37,5 @@ def _lines(records: list[PluginRecord]) -> list[str]:
     rows += [
         (r.name, r.version, r.distribution, r.status, ", ".join(r.adds) or "-") for r in records
     ]
-    problems = [f"{r.name}: {problem}" for r in records for problem in r.problems]
-    return [*table(rows), *(["", *problems] if problems else [])]
+    told = [f"{r.name}: {text}" for r in records for text in (*r.problems, *r.remarks)]
+    return [*table(rows), *(["", *told] if told else [])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from musubi_caption.run import Tally
     from musubi_caption.sharing import Crew
 
-Formats = list[FormatSpec]
+Formats = list[Offer[FormatSpec]]
 
 HELP = """{help}
 
@@ -57,15 +59,15 @@ def _backend_command(plugins: PluginManager, backend: Offer[BackendSpec]) -> cli
     offers: list[Offer[Any]] = [*plugins.offers("musubi_caption_formats"), backend]
     offers.sort(key=lambda offer: not offer.built_in)
     joined = join(own, offers, plugins.refuse)
-    formats = [offer.value for offer, _ in joined if isinstance(offer.value, FormatSpec)]
-    _output_format(own).type = click.Choice([spec.name for spec in formats])
+    formats = [offer for offer, _ in joined if isinstance(offer.value, FormatSpec)]
+    _output_format(own).type = click.Choice([offer.value.name for offer in formats])
     sections = {id(offer): Section(_title(offer.value), options) for offer, options in joined}
     if id(backend) not in sections:
         return None
     first = sections.pop(id(backend))
 
     def callback(**parameters: Any) -> None:
-        _run(click.get_current_context(), backend.value, formats, parameters)
+        _run(click.get_current_context(), backend, formats, parameters)
 
     return SectionedCommand(
         backend.value.name,
@@ -138,7 +140,7 @@ def _title(spec: BackendSpec | FormatSpec) -> str:
 
 
 def _run(
-    ctx: click.Context, backend: BackendSpec, formats: Formats, parameters: dict[str, Any]
+    ctx: click.Context, backend: Offer[BackendSpec], formats: Formats, parameters: dict[str, Any]
 ) -> None:
     import json
 
@@ -152,7 +154,8 @@ def _run(
         _assist(_request(backend, formats, parameters, Console(quiet=True)), crew)
         return
     try:
-        plan = make_plan(_request(backend, formats, parameters, console))
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            plan = make_plan(_request(backend, formats, parameters, console))
     except BaseException:
         if crew:
             crew.announce(())  # so that the others do not wait
@@ -197,7 +200,10 @@ def _caption(plan: Plan, console: Console, crew: Crew | None) -> Tally:
 
     label = f"captioning {len(plan.todo)} pictures"
     try:
-        with console.progress(len(plan.todo), label, rate) as progress:
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            console.progress(len(plan.todo), label, rate) as progress,
+        ):
             run(plan, tally, progress, crew)
     except (KeyboardInterrupt, SystemExit):
         goes_on = "" if plan.request.overwrite else "; the same command goes on from there"
@@ -221,7 +227,7 @@ def _tell(plan: Plan, tally: Tally, console: Console, *, as_json: bool) -> None:
 
 
 def _request(
-    backend: BackendSpec, formats: Formats, parameters: dict[str, Any], console: Console
+    backend: Offer[BackendSpec], formats: Formats, parameters: dict[str, Any], console: Console
 ) -> Request:
     from musubi_caption.plan import Request
 
@@ -229,8 +235,9 @@ def _request(
     if not is_text(prompt):
         raise InputError("--prompt is not valid UTF-8; check the terminal's encoding")
     return Request(
-        backend=backend,
-        values=_values(backend, parameters),
+        backend=backend.value,
+        origin=backend.origin,
+        values=_values(backend.value, parameters),
         image_dir=parameters["image_dir"],
         outputs=_outputs(formats, parameters, console),
         prompt=prompt,
@@ -252,9 +259,9 @@ def _outputs(formats: Formats, parameters: dict[str, Any], console: Console) -> 
     from musubi_caption.plan import Output
 
     asked = dict.fromkeys(parameters["output_format"])
-    chosen = [next(spec for spec in formats if spec.name == name) for name in asked]
+    chosen = [next(offer for offer in formats if offer.value.name == name) for name in asked]
     files = list(parameters["output_file"])
-    takers = [spec.name for spec in chosen if spec.target == "file"]
+    takers = [offer.value.name for offer in chosen if offer.value.target == "file"]
     if len(files) < len(takers):
         name = takers[len(files)]
         other = ", or --output_format text" if len(chosen) == 1 else ""
@@ -267,9 +274,10 @@ def _outputs(formats: Formats, parameters: dict[str, Any], console: Console) -> 
     targets = iter(files)
     return tuple(
         Output(
-            spec,
-            next(targets) if spec.target == "file" else parameters["image_dir"],
-            _values(spec, parameters),
+            offer.value,
+            offer.origin,
+            next(targets) if offer.value.target == "file" else parameters["image_dir"],
+            _values(offer.value, parameters),
         )
-        for spec in chosen
+        for offer in chosen
     )

@@ -17,9 +17,10 @@ from musubi_cli import BackendSpec, FormatSpec, FormatWriter, InputError, obstac
 
 @dataclass(frozen=True)
 class Output:
-    """One place where captions go."""
+    """One place where captions go, in a format that comes from a plugin."""
 
     format: FormatSpec
+    origin: str
     target: Path
     values: Mapping[str, Any]
 
@@ -30,9 +31,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for."""
+    """What the user asked for, of a backend that comes from a plugin."""
 
     backend: BackendSpec
+    origin: str
     values: Mapping[str, Any]
     image_dir: Path
     outputs: tuple[Output, ...]

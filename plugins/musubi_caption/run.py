@@ -119,16 +119,31 @@ def results(captioner: Captioner, feed: Feed, plan: Plan) -> Iterator[CaptionRes
     for result in captioner(requests()):
         while unreadable:
             yield unreadable.popleft()
-        if asked.pop(result.path, result) is result:
-            raise PluginError(
-                f"{show_path(result.path)}: backend {backend} answered for this picture twice, or "
-                "without being asked; tell the author of its plugin"
-            )
-        empty = result.caption is None and result.error is None
+        _check(result, asked, plan.request.origin)
+        empty = not result.caption and result.error is None
         yield replace(result, error=f"backend {backend} gave nothing for it") if empty else result
     yield from unreadable
     for path in asked:
         yield CaptionResult(path, error=f"backend {backend} gave no answer for it")
+
+
+def _check(result: CaptionResult, asked: dict[Path, None], origin: str) -> None:
+    """Take a result's picture off the list of those asked about.
+
+    Raises:
+        PluginError: it is no result, or not one of these.
+    """
+    if not isinstance(result, CaptionResult) or not isinstance(result.caption, str | None):
+        raise PluginError(f"{result!r:.60} is no CaptionResult with a text; {_bug_in(origin)}")
+    if asked.pop(result.path, result) is result:
+        raise PluginError(
+            f"{show_path(result.path)}: was answered twice, or without being asked about; "
+            f"{_bug_in(origin)}"
+        )
+
+
+def _bug_in(origin: str) -> str:
+    return f"that is a bug in {origin}, so tell its author"
 
 
 class Ledger:

@@ -145,7 +145,8 @@ def test_a_backend_that_answers_twice_is_named_and_what_was_written_is_kept(capt
         plain(f"photos/{name}.png")
     ran = caption("--image_dir=photos", "-o", "c.jsonl", "--twice", "a.png")
     assert ran.code == 1
-    assert "photos/a.png: backend eye answered for this picture twice" in ran.err
+    assert "photos/a.png: was answered twice" in ran.err
+    assert "a bug in plugin eye (musubi-eye 1.2)" in ran.err
     with open("c.jsonl") as file:
         assert len(file.readlines()) == 1
 

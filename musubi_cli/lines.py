@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from musubi_cli import InputError, current_console, show_path
+from musubi_cli.console import current_console, show_path
+from musubi_cli.errors import InputError
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 _FLAGS = os.O_RDWR | os.O_APPEND | _BINARY
@@ -27,10 +28,12 @@ class Lines:
 
     Args:
         path: the file; it need not exist.
+        keys: each object has one of these at least; ours begin with the first.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keys: tuple[str, ...]) -> None:
         self.path = path
+        self._keys = keys
         self._descriptor: int | None = None
         self._end = 0
         """Where the last whole line ends."""
@@ -56,13 +59,13 @@ class Lines:
         for number, line in enumerate(lines, 1):
             last = number == len(lines)
             try:
-                entry = decode(line)
+                entry = decode(line, self._keys)
             except ValueError as error:
-                if last and _is_torn(line, error):
+                if last and _is_torn(line, error, self._keys[0]):
                     break
                 raise InputError(
                     f"{show_path(self.path)}: line {number} is no caption, so the file is left "
-                    "alone; mend it, or name another --output_file"
+                    "alone; mend it, or move it away"
                 ) from None
             entries.append(entry)
             self._end += len(line) + (0 if last else 1)
@@ -158,11 +161,11 @@ class Lines:
             )
 
 
-def decode(line: bytes) -> Entry:
+def decode(line: bytes, keys: tuple[str, ...]) -> Entry:
     """A line's object; an empty one for an empty line.
 
     Raises:
-        ValueError: it is no object that tells of a picture or a caption.
+        ValueError: it is no object, or has none of the keys.
     """
     if not line.strip():
         return {}
@@ -170,7 +173,7 @@ def decode(line: bytes) -> Entry:
         entry = json.loads(line)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(entry, dict) or not {"image_path", "video_path", "caption"} & {*entry}:
+    if not isinstance(entry, dict) or not {*keys} & {*entry}:
         raise ValueError("no caption")
     return entry
 
@@ -191,9 +194,9 @@ def write_all(descriptor: int, content: bytes) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def _is_torn(line: bytes, error: ValueError) -> bool:
+def _is_torn(line: bytes, error: ValueError, key: str) -> bool:
     """Whether a line is one of ours, right up to its end and cut off there."""
-    start = b'{"image_path"'
+    start = b"{" + json.dumps(key, ensure_ascii=False).encode()
     if not (line.startswith(start) or start.startswith(line)):
         return False
     if isinstance(error, UnicodeDecodeError):
