@@ -18,7 +18,8 @@ from musubi_cli.groups import CommandGroup
 from musubi_cli.hookspecs import hookimpl
 from musubi_cli.json_lines import json_lines, picture_key
 from musubi_cli.options import Section, SectionedCommand, join
-from musubi_cli.plugin_manager import Offer, PluginManager, PluginRecord
+from musubi_cli.plugin_manager import PluginManager
+from musubi_cli.records import Offer, PluginRecord
 from musubi_cli.specs import (
     BackendSpec,
     Captioner,

@@ -20,7 +20,8 @@ from musubi_cli.commands import HOST_COMMANDS
 from musubi_cli.console import Console
 from musubi_cli.errors import ExitCode, InputError, MusubiError, one_line, show_error
 from musubi_cli.groups import CommandGroup
-from musubi_cli.plugin_manager import Offer, PluginManager
+from musubi_cli.plugin_manager import PluginManager
+from musubi_cli.records import Offer
 
 SETTINGS: dict[str, Any] = {
     "auto_envvar_prefix": "MUSUBI",

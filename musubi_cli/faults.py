@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Collection, Mapping
 from importlib.metadata import Distribution
+from inspect import signature
 from typing import Any
 
 import click
-import pluggy
 
 from musubi_cli import hookspecs
 from musubi_cli.specs import BackendSpec
@@ -32,19 +34,27 @@ def unmet_need(distribution: Distribution) -> str | None:
     return None
 
 
-def misspelt_hook(plugins: pluggy.PluginManager, plugin: Any) -> str | None:
-    """A hook of a registered plugin that does not exist, or that was not marked as one."""
-    for caller in plugins.get_hookcallers(plugin) or ():
-        if not caller.has_spec():
-            import difflib
+def hook_mistake(plugin: Any, accepted: Mapping[str, Collection[str]]) -> str | None:
+    """A function of a plugin that was meant as a hook and is none.
 
-            close = difflib.get_close_matches(caller.name, hookspecs.OFFERED, n=1)
+    Args:
+        plugin: the object that its entry point names.
+        accepted: the arguments that each hook may take.
+    """
+    for name in dir(plugin):  # as pluggy does
+        function = getattr(plugin, name)
+        marked = getattr(function, f"{hookspecs.PROJECT}_impl", None)
+        if not isinstance(marked, dict):
+            if name in accepted and callable(function):
+                return f"its function {name} is not marked with @musubi_cli.hookimpl"
+            continue
+        hook = marked.get("specname") or name
+        if hook not in accepted:
+            close = difflib.get_close_matches(hook, accepted, n=1)
             meant = f"; did you mean {close[0]}?" if close else ""
-            return f"it implements {caller.name}, which is no hook{meant}"
-    for name in hookspecs.OFFERED:
-        function = getattr(plugin, name, None)
-        if callable(function) and not hasattr(function, f"{hookspecs.PROJECT}_impl"):
-            return f"its function {name} is not marked with @musubi_cli.hookimpl"
+            return f"it implements {hook}, which is no hook{meant}"
+        if foreign := [n for n in signature(function).parameters if n not in accepted[hook]]:
+            return f"its {hook} takes {', '.join(foreign)}, which this musubi does not give"
     return None
 
 

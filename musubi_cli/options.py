@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from musubi_cli.plugin_manager import Offer
+from musubi_cli.records import Offer
 
 
 class BringsOptions(Protocol):

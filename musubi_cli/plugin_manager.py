@@ -9,92 +9,17 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any
 
 import pluggy
 
 from musubi_cli import hookspecs
 from musubi_cli.errors import PluginError, one_line
-from musubi_cli.faults import fault, misspelt_hook, unmet_need, way_out
+from musubi_cli.faults import fault, hook_mistake, unmet_need, way_out
+from musubi_cli.records import Entry, Offer, PluginRecord, label
 from musubi_cli.watching import Watch, watched
-
-OWN_DISTRIBUTION = "musubi"
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PluginRecord:
-    """What is known of one plugin.
-
-    Attributes:
-        name: the entry point's name.
-        distribution: the installed package that declares it.
-        version: that package's version.
-        module: the entry point's target.
-        status: `ok`, `disabled` by the user, or `broken`.
-        adds: what it offers, for instance `schedule power`.
-        problems: why it, or a part of it, does not work, each with the way out.
-        remarks: what works, and should be mended nevertheless.
-        seconds: how long it took to load it and to ask it what it offers.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    module: str
-    status: Literal["ok", "disabled", "broken"]
-    adds: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Offer(Generic[T]):
-    """One item that a hook returned, and whose it is."""
-
-    value: T
-    plugin: str
-    origin: str
-    """The plugin's name with its distribution and version, for people."""
-    built_in: bool = False
-    """Whether it is shipped with musubi, and so comes before a stranger's."""
-
-
-@dataclass
-class _Entry:
-    """A plugin while it is being looked at; `PluginRecord` is its public face."""
-
-    point: EntryPoint
-    status: Literal["ok", "disabled", "broken"] = "ok"
-    problems: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    plugin: Any = None
-    seconds: float = 0.0
-
-    @property
-    def module(self) -> str:
-        return self.point.value.partition(":")[0].strip()
-
-    @property
-    def distribution(self) -> str:
-        return (self.point.dist and self.point.dist.name) or "unknown"
-
-    @property
-    def version(self) -> str:
-        return self.point.dist.version if self.point.dist else "?"
-
-    @property
-    def built_in(self) -> bool:
-        return self.distribution == OWN_DISTRIBUTION
-
-    @property
-    def origin(self) -> str:
-        return f"plugin {self.point.name} ({self.distribution} {self.version})"
 
 
 class PluginManager:
@@ -119,7 +44,7 @@ class PluginManager:
         self._disabled = disabled
         self._strict = strict
         self._report = report
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
         self._offers: dict[str, tuple[Offer[Any], ...]] = {}
         self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
@@ -135,7 +60,7 @@ class PluginManager:
             return
         self._loaded = True
         points = entry_points(group=hookspecs.PROJECT) if self._points is None else self._points
-        entries = [_Entry(point) for point in points]
+        entries = [Entry(point) for point in points]
         entries.sort(key=lambda e: (not e.built_in, e.point.name, e.distribution))
         for entry in entries:
             self._entries.append(entry)
@@ -192,14 +117,14 @@ class PluginManager:
             f"MUSUBI_DISABLE_PLUGINS={entry.point.name} leaves it out."
         )
 
-    def _owner(self, module: str) -> _Entry | None:
+    def _owner(self, module: str) -> Entry | None:
         """The plugin whose code a module is."""
         top = module.partition(".")[0]
         entries = [e for e in self._entries if e.module.partition(".")[0] == top]
         closest = [e for e in entries if f"{module}.".startswith(f"{e.module}.")]
         return next(iter(closest or entries), None)
 
-    def _load(self, entry: _Entry) -> None:
+    def _load(self, entry: Entry) -> None:
         obstacle = self._obstacle(entry)
         if obstacle:
             self._break(entry, obstacle)
@@ -207,24 +132,27 @@ class PluginManager:
         try:
             with self._watching(entry):
                 plugin = entry.point.load()
-                with warnings.catch_warnings(record=True) as deprecated:
-                    warnings.simplefilter("always")
-                    self._pluggy.register(plugin, name=entry.point.name)
+            mistake = hook_mistake(plugin, self._accepted())
+            if mistake:
+                self._break(entry, f"{mistake}; update or uninstall {entry.distribution}")
+                return
+            with warnings.catch_warnings(record=True) as deprecated:
+                warnings.simplefilter("always")
+                self._pluggy.register(plugin, name=entry.point.name)
         except (Exception, SystemExit) as error:
             self._fail(entry, error)
             return
+        entry.plugin = plugin
         for warning in deprecated:
             self._remark(entry, str(warning.message))
-        mistake = misspelt_hook(self._pluggy, plugin)
-        if mistake:
-            self._pluggy.unregister(plugin)
-            self._break(entry, f"{mistake}; update or uninstall {entry.distribution}")
-        else:
-            entry.plugin = plugin
 
-    def _obstacle(self, entry: _Entry) -> str | None:
+    def _accepted(self) -> dict[str, tuple[str, ...]]:
+        specs = ((hook, getattr(self._pluggy.hook, hook).spec) for hook in hookspecs.OFFERED)
+        return {hook: spec.argnames for hook, spec in specs}
+
+    def _obstacle(self, entry: Entry) -> str | None:
         """Why a plugin is not even imported."""
-        namesake = next((e for e in self._entries if e.plugin and _same_name(e, entry)), None)
+        namesake = next((e for e in self._entries if e.plugin and e.shares_name(entry)), None)
         if namesake is not None:
             return f"the name is taken by {namesake.origin}; uninstall one of the two"
         dist = entry.point.dist
@@ -234,7 +162,7 @@ class PluginManager:
         return None
 
     @contextlib.contextmanager
-    def _watching(self, entry: _Entry) -> Iterator[None]:
+    def _watching(self, entry: Entry) -> Iterator[None]:
         """Let a plugin do something, and keep in its record what that costs."""
         seen = Watch()
         try:
@@ -245,7 +173,7 @@ class PluginManager:
             for remark in () if entry.built_in else seen.remarks():
                 self._remark(entry, remark)
 
-    def _collect(self, hook: str) -> Iterator[tuple[_Entry, Offer[Any]]]:
+    def _collect(self, hook: str) -> Iterator[tuple[Entry, Offer[Any]]]:
         for entry in self._entries:
             if entry.status != "ok":
                 continue
@@ -255,11 +183,13 @@ class PluginManager:
             for item in self._guarded(entry, hook, caller):
                 yield entry, Offer(item, entry.point.name, entry.origin, entry.built_in)
 
-    def _guarded(self, entry: _Entry, hook: str, caller: Callable[..., Any]) -> Sequence[Any]:
+    def _guarded(self, entry: Entry, hook: str, caller: pluggy.HookCaller) -> Sequence[Any]:
         spec = getattr(self._pluggy.hook, hook).spec
         try:
             with self._watching(entry):
                 results = caller(**({"plugins": self} if "plugins" in spec.argnames else {}))
+                if not results and caller.get_hookimpls():
+                    raise TypeError("it returned None instead of a list")
                 items = [item for result in results for item in result]
                 mistake = next(filter(None, (fault(item, hook) for item in items)), None)
         except PluginError:
@@ -275,32 +205,32 @@ class PluginManager:
         return items
 
     def _unique(
-        self, hook: str, found: Iterable[tuple[_Entry, Offer[Any]]]
+        self, hook: str, found: Iterable[tuple[Entry, Offer[Any]]]
     ) -> tuple[Offer[Any], ...]:
         taken: dict[str, Offer[Any]] = {}
         for entry, offer in found:
             name = offer.value.name
             first = taken.setdefault(name.replace("-", "_"), offer)
             if first is not offer:
-                what = _label(hook, name)
+                what = label(hook, name)
                 self._problem(entry, f"{what} is refused: {first.origin} offers it already")
         return tuple(taken.values())
 
-    def _added_by(self, entry: _Entry) -> Iterator[str]:
+    def _added_by(self, entry: Entry) -> Iterator[str]:
         for hook, offers in self._offers.items():
             for offer in offers:
                 if offer.origin == entry.origin:
-                    yield _label(hook, offer.value.name)
+                    yield label(hook, offer.value.name)
 
-    def _fail(self, entry: _Entry, error: BaseException, what: str = "") -> None:
+    def _fail(self, entry: Entry, error: BaseException, what: str = "") -> None:
         remedy = way_out(error, entry.module, entry.distribution)
         self._break(entry, f"{what}{one_line(error)}; {remedy}")
 
-    def _break(self, entry: _Entry, problem: str) -> None:
+    def _break(self, entry: Entry, problem: str) -> None:
         entry.status = "broken"
         self._problem(entry, problem)
 
-    def _problem(self, entry: _Entry, problem: str) -> None:
+    def _problem(self, entry: Entry, problem: str) -> None:
         if problem in entry.problems:
             return
         entry.problems.append(problem)
@@ -309,7 +239,7 @@ class PluginManager:
             raise PluginError(line)
         self._report(line)
 
-    def _remark(self, entry: _Entry, remark: str) -> None:
+    def _remark(self, entry: Entry, remark: str) -> None:
         entry.remarks.append(remark)
         self._report(f"{entry.origin}: {remark}")
 
@@ -321,23 +251,3 @@ def _modules(traceback: TracebackType | None) -> list[str]:
         names.append(str(traceback.tb_frame.f_globals.get("__name__")))
         traceback = traceback.tb_next
     return names[::-1]
-
-
-def _same_name(one: _Entry, other: _Entry) -> bool:
-    return one.point.name.replace("-", "_") == other.point.name.replace("-", "_")
-
-
-def _label(hook: str, name: str) -> str:
-    """What people call an offer.
-
-    >>> _label("musubi_ema_schedules", "power"), _label("musubi_merge_commands", "ema")
-    ('schedule power', 'merge ema')
-    """
-    kinds = {
-        "musubi_commands": "command",
-        "musubi_merge_commands": "merge",
-        "musubi_ema_schedules": "schedule",
-        "musubi_caption_backends": "caption",
-        "musubi_caption_formats": "format",
-    }
-    return f"{kinds[hook]} {name}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from musubi_cli.console import current_console, table
-from musubi_cli.plugin_manager import PluginManager, PluginRecord
+from musubi_cli.plugin_manager import PluginManager
+from musubi_cli.records import PluginRecord
 
 
 def plugins_command(plugins: PluginManager) -> click.Command:

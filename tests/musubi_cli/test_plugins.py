@@ -66,7 +66,7 @@ BROKEN = {
     ),
     "an old signature": (
         IMPORTS + "@hookimpl\ndef musubi_ema_schedules(registry):\n    return []\n",
-        "PluginValidationError",
+        "its musubi_ema_schedules takes registry, which this musubi does not give",
     ),
     "a hook that raises": (
         IMPORTS + "@hookimpl\ndef musubi_ema_schedules():\n    1 / 0\n",
