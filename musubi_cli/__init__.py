@@ -12,7 +12,7 @@ from musubi_cli.console import (
     show_size,
     table,
 )
-from musubi_cli.errors import ExitCode, InputError, MusubiError, PluginError
+from musubi_cli.errors import ExitCode, InputError, MusubiError, PluginError, one_line
 from musubi_cli.files import atomic_output, obstacle
 from musubi_cli.groups import CommandGroup
 from musubi_cli.hookspecs import hookimpl
@@ -62,6 +62,7 @@ __all__ = [
     "join",
     "json_lines",
     "obstacle",
+    "one_line",
     "picture_key",
     "show_path",
     "show_size",

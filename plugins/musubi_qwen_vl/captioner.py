@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from musubi_cli import CaptionRequest, CaptionResult, current_console
+from musubi_cli import CaptionRequest, CaptionResult, current_console, one_line
 from musubi_qwen_vl.batches import Batcher
 from musubi_qwen_vl.decoding import decode
 from musubi_qwen_vl.loading import is_out_of_memory
@@ -52,7 +52,13 @@ class QwenCaptioner:
 
     def _answer(self, batch: list[CaptionRequest]) -> Iterator[CaptionResult]:
         """Caption a batch, in ever smaller parts while the memory does not suffice."""
-        waiting = batch
+        waiting = []
+        for request in batch:
+            try:
+                request.image.load()  # nothing to do where the host has done it
+                waiting.append(request)
+            except Exception as error:
+                yield CaptionResult(request.path, error=one_line(error))
         while waiting:
             part = waiting[: self._batcher.size]
             rows = self._attempt(part)

@@ -8,6 +8,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from musubi_cli.testing import write_safetensors
+
 NUMPY = {
     "F64": np.float64,
     "F32": np.float32,
@@ -23,19 +25,8 @@ NUMPY = {
 
 def write(path, tensors, metadata=None, *, mtime=None):
     """Write `tensors`, {name: (dtype, values)}, in the order given."""
-    header, data = {}, b""
-    if metadata is not None:
-        header["__metadata__"] = metadata
-    for name, (dtype, values) in tensors.items():
-        array = np.asarray(values).astype(NUMPY[dtype])
-        raw = array.tobytes()
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(array.shape),
-            "data_offsets": [len(data), len(data) + len(raw)],
-        }
-        data += raw
-    write_raw(path, header, data)
+    arrays = {n: (d, np.asarray(v).astype(NUMPY[d])) for n, (d, v) in tensors.items()}
+    write_safetensors(Path(path), arrays, metadata)
     if mtime is not None:
         os.utime(path, (mtime, mtime))
     return Path(path)

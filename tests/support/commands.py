@@ -3,32 +3,11 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from click.testing import CliRunner
-
-from musubi_cli.cli import build_cli
-from musubi_cli.plugin_manager import PluginManager
+from musubi_cli.testing import Ran, run
 
 COMMAND = str(Path(sys.executable).with_name("musubi"))
-
-
-@dataclass
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-def run(*args, plugins=None, env=None):
-    """Run in this process."""
-    result = CliRunner().invoke(
-        build_cli(plugins or PluginManager()), [str(a) for a in args], prog_name="musubi", env=env
-    )
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Ran(result.exit_code, result.stdout, result.stderr)
 
 
 def installed(*args, cwd=None, env=None, **how):

@@ -1,0 +1,28 @@
+"""What an installed plugin promises as a whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from musubi_cli.testing.demands import demand
+
+
+def check_plugin(name: str) -> None:
+    """Check that an installed plugin works in a fresh process, adds something, and loads quickly.
+
+    Args:
+        name: the plugin's, that is its entry point's in group `musubi`.
+
+    Raises:
+        AssertionError: with what `musubi plugins` says about it.
+    """
+    command = [sys.executable, "-m", "musubi_cli", "plugins", "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    demand(ran.returncode == 0, f"musubi plugins failed: {ran.stderr}")
+    records = {record["name"]: record for record in json.loads(ran.stdout)}
+    demand(name in records, f"no plugin {name} is installed; there are {', '.join(records)}")
+    told = [*records[name]["problems"], *records[name]["remarks"]]
+    demand(not told, f"plugin {name}: {'; '.join(told)}")
+    demand(bool(records[name]["adds"]), f"plugin {name} adds nothing: it implements no hook")

@@ -1,0 +1,50 @@
+"""Runs musubi within the test's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from musubi_cli.plugin_manager import PluginManager
+
+
+@dataclass
+class Ran:
+    """What came of a command.
+
+    Attributes:
+        code: its exit code, see `musubi_cli.ExitCode`.
+        out: what it printed to standard output: results.
+        err: what it printed to standard error: all else.
+    """
+
+    code: int
+    out: str
+    err: str
+
+
+def run(
+    *args: object, env: Mapping[str, str] | None = None, plugins: PluginManager | None = None
+) -> Ran:
+    """Run `musubi` with these arguments and every plugin that is installed.
+
+    Args:
+        *args: as typed; paths and numbers become text.
+        env: variables to add to the environment.
+        plugins: instead of those that are installed.
+
+    Raises:
+        Exception: whatever escapes from musubi, which would be a bug in it.
+    """
+    from click.testing import CliRunner
+
+    from musubi_cli.cli import build_cli
+    from musubi_cli.plugin_manager import PluginManager
+
+    root = build_cli(plugins or PluginManager())
+    result = CliRunner().invoke(root, [str(arg) for arg in args], prog_name="musubi", env=env)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ran(result.exit_code, result.stdout, result.stderr)

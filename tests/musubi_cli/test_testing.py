@@ -1,0 +1,232 @@
+"""The contract checks: our own plugins pass them, and those that break a promise are found out."""
+
+import contextlib
+import os
+import random
+from pathlib import Path
+
+import click
+import pytest
+from models import SCENES
+
+from musubi_caption.jsonl import JSONL
+from musubi_caption.text import TEXT
+from musubi_cli import BackendSpec, CaptionResult, FormatSpec, ScheduleSpec, in_batches
+from musubi_cli.testing import check_backend, check_format, check_plugin, check_schedule
+from musubi_merge_ema.schedules import CONSTANT, LINEAR, POWER
+from musubi_qwen_vl import musubi_caption_backends
+
+
+@pytest.mark.parametrize("plugin", ["merge-ema", "caption", "qwen-vl"])
+def test_our_own_plugins_pass(plugin):
+    check_plugin(plugin)
+
+
+def test_our_own_schedules_pass():
+    check_schedule(CONSTANT)
+    check_schedule(LINEAR, beta2=0.5)
+    check_schedule(POWER, sigma_rel=0.2)
+
+
+@pytest.mark.parametrize("values", [{}, {"keep_lines": True}, {"caption_extension": "caption"}])
+def test_our_own_format_text_passes(values):
+    check_format(TEXT, **values)
+
+
+def test_our_own_format_jsonl_passes():
+    check_format(JSONL)
+
+
+def test_our_own_backend_passes():
+    (spec,) = musubi_caption_backends()
+    check_backend(spec, model_path=Path(SCENES), batch_size=4)
+
+
+SCHEDULES = {
+    "one rate too many": (lambda c: [0.5] * len(c), "gives 2 rates for 2 checkpoints, not 1"),
+    "a rate above one": (lambda c: [len(c) / 40] * (len(c) - 1), "the rate 1.025 for 41"),
+    "no number": (lambda c: ["0.5"] * (len(c) - 1), "the rate '0.5'"),
+    "not a number": (lambda c: [float("nan")] * (len(c) - 1), "the rate nan"),
+    "a moving rate": (
+        lambda c: [random.random()] * (len(c) - 1),
+        "gives other rates when asked again",
+    ),
+    "emptied metadata": (
+        lambda c: [c[-1].metadata.clear() or 0.5] * (len(c) - 1),
+        "changes the checkpoints",
+    ),
+    "a dropped checkpoint": (lambda c: [0.5] * (len(c) - 1 + (c.pop() is None)), "changes the"),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_schedule_is_found_out_that_gives(kind):
+    rates, told = SCHEDULES[kind]
+    with pytest.raises(AssertionError, match=told):
+        check_schedule(ScheduleSpec("bad", help="Bad.", rates=rates))
+
+
+def test_a_check_names_options_that_are_unknown_or_missing():
+    with pytest.raises(AssertionError, match="no option gamma; it has \\['beta'\\]"):
+        check_schedule(CONSTANT, gamma=1)
+    (spec,) = musubi_caption_backends()
+    with pytest.raises(AssertionError, match="--model_path"):
+        check_backend(spec)
+
+
+def test_a_spec_is_checked_as_when_it_is_loaded():
+    option = click.Option(["--x"], required=True)
+    with pytest.raises(AssertionError, match="--x is required"):
+        check_schedule(ScheduleSpec("bad", help="Bad.", rates=len, options=(option,)))
+
+
+def backend(answer, close=lambda: None):
+    @contextlib.contextmanager
+    def opened():
+        yield answer
+        close()
+
+    return BackendSpec("bad", help="Bad.", open=opened)
+
+
+def see(requests):
+    for request in requests:
+        yield CaptionResult(request.path, str(request.image.getpixel((0, 0))))
+
+
+def twice(requests):
+    for result in see(requests):
+        yield from (result, result)
+
+
+def forgetful(requests):
+    yield from list(see(requests))[:-1]
+
+
+def confused(requests):
+    for result in see(requests):
+        yield CaptionResult(Path("elsewhere.png"), result.caption)
+
+
+def undecided(requests):
+    for result in see(requests):
+        yield CaptionResult(result.path, result.caption, error="and yet")
+
+
+def in_one_go(requests):
+    requests = list(requests)
+    try:
+        yield from list(see(requests))
+    except OSError as error:
+        yield from (CaptionResult(request.path, error=str(error)) for request in requests)
+
+
+BACKENDS = {
+    "answers twice": (twice, "answers twice for picture-1.png"),
+    "forgets one": (forgetful, "gives no answer for picture-11.png"),
+    "answers for another": (confused, "answers for elsewhere.png, unasked"),
+    "gives both": (undecided, "one of the two"),
+    "gives texts": (lambda rs: (str(r.path) for r in rs), "not a CaptionResult"),
+    "gives up": (
+        lambda rs: (CaptionResult(r.path, error="no") for r in rs),
+        "picture-1.png was not described",
+    ),
+    "falls over a bad picture": (in_one_go, "suffers from another picture that is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_backend_is_found_out_that(kind):
+    answer, told = BACKENDS[kind]
+    with pytest.raises(AssertionError, match=told):
+        check_backend(backend(answer))
+
+
+def test_a_backend_that_raises_fails_with_its_own_exception():
+    with pytest.raises(OSError, match="truncated"):
+        check_backend(backend(see))
+
+
+def test_a_function_is_a_sound_backend_by_batches():
+    check_backend(backend(in_batches(lambda rs: [str(r.image.getpixel((0, 0))) for r in rs], 4)))
+
+
+def test_threads_left_behind_are_found_out():
+    import threading
+
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, name="left-over")
+
+    def answer(requests):
+        if not thread.is_alive():
+            thread.start()
+        return in_batches(lambda rs: [str(r.image.getpixel((0, 0))) for r in rs])(requests)
+
+    try:
+        with pytest.raises(AssertionError, match="left-over"):
+            check_backend(backend(answer))
+    finally:
+        stop.set()
+
+
+def relative(name):
+    return Path(os.path.relpath(name)) if name.startswith("/") else Path(name)
+
+
+class Lines:
+    """Appends lines; its faults are switched on one by one."""
+
+    def __init__(self, path, faults):
+        self.path, self.faults = path, faults
+        self.rows = {}
+        if path.exists():
+            for line in path.read_text().split("\n")[:-1]:
+                name, _, caption = line.partition("\t")
+                self.rows[name] = caption
+
+    def key(self, path):
+        return str(path) if "as typed" in self.faults else str(path.absolute())
+
+    def done(self):
+        if "touches" in self.faults:
+            self.path.touch()
+        return [f(name) for name in self.rows for f in (Path, relative)]
+
+    def write(self, result):
+        known = self.key(result.path) in self.rows
+        self.rows[self.key(result.path)] = repr(result.caption)
+        if "in memory" in self.faults:
+            return
+        rows = [(self.key(result.path), repr(result.caption))]
+        mode = "a"
+        if (known and "doubles" not in self.faults) or "rewrites" in self.faults:
+            rows, mode = [*self.rows.items()], "w"
+        with self.path.open(mode) as out:
+            out.writelines(f"{name}\t{caption}\n" for name, caption in rows)
+
+    def close(self):
+        if "in memory" in self.faults and self.rows:
+            with self.path.open("w") as out:
+                out.writelines(f"{name}\t{caption}\n" for name, caption in self.rows.items())
+
+
+FORMATS = {
+    "touches": "changes files by being opened",
+    "as typed": "does not know a picture by its absolute path",
+    "doubles": "a caption that is written again is not replaced",
+    "in memory": "has lost photos/picture-001.png after a kill between two writes",
+    "rewrites": "has lost photos/picture-001.png after a kill within a write",
+    "nothing more than tears": "differs after a kill within a write",
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_format_is_found_out_that(kind):
+    @contextlib.contextmanager
+    def opened(target):
+        lines = Lines(target, {kind})
+        yield lines
+        lines.close()
+
+    with pytest.raises(AssertionError, match=FORMATS[kind]):
+        check_format(FormatSpec("bad", help="Bad.", open=opened))
