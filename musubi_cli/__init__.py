@@ -3,7 +3,7 @@
 Names listed in `__all__` are the public API; everything else may change without notice.
 """
 
-from musubi_cli.captioning import in_batches
+from musubi_cli.captioning import in_batches, stateless
 from musubi_cli.console import (
     Console,
     bar,
@@ -66,5 +66,6 @@ __all__ = [
     "picture_key",
     "show_path",
     "show_size",
+    "stateless",
     "table",
 ]

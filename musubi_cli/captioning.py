@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
 
 from musubi_cli.errors import MusubiError, PluginError, one_line
 from musubi_cli.specs import Captioner, CaptionRequest, CaptionResult
 
-Describe = Callable[[list[CaptionRequest]], Sequence["str | CaptionResult"]]
+Describe = Callable[[list[CaptionRequest]], Iterable["str | CaptionResult"]]
 """Gives a caption for each of several requests, in their order."""
 
 
@@ -38,6 +40,25 @@ def in_batches(describe: Describe, size: int = 8) -> Captioner:
     return captioner
 
 
+def stateless(
+    describe: Callable[..., Iterable[str | CaptionResult]], size: int = 8
+) -> Callable[..., AbstractContextManager[Captioner]]:
+    """What `BackendSpec.open` wants, of a function that needs nothing loaded before.
+
+    Args:
+        describe: as for `in_batches`, and given the values of the backend's options by name.
+        size: how many pictures at once.
+
+    >>> def describe(requests, *, mood):
+    ...     return [f"a {mood} picture" for request in requests]
+    >>> spec = BackendSpec("moody", help="Feels.", open=stateless(describe))
+    >>> with spec.open(mood="blue") as captioner:
+    ...     [result.caption for result in captioner([CaptionRequest("a.png", None, "", 9)])]
+    ['a blue picture']
+    """
+    return lambda **values: nullcontext(in_batches(partial(describe, **values), size))
+
+
 def _answer(describe: Describe, batch: list[CaptionRequest]) -> Iterator[CaptionResult]:
     failure = None
     try:
@@ -59,10 +80,10 @@ def _results(
     describe: Describe, batch: list[CaptionRequest], captions: list[str | CaptionResult]
 ) -> Iterator[CaptionResult]:
     if len(captions) != len(batch):
-        name = getattr(describe, "__qualname__", describe)
+        function = describe.func if isinstance(describe, partial) else describe
         raise PluginError(
-            f"{describe.__module__}.{name} gave {len(captions)} captions for {len(batch)} "
-            "pictures; tell the author of its plugin"
+            f"{function.__module__}.{function.__qualname__} gave {len(captions)} captions for "
+            f"{len(batch)} pictures; tell the author of its plugin"
         )
     for request, caption in zip(batch, captions, strict=True):
         yield CaptionResult(request.path, caption) if isinstance(caption, str) else caption

@@ -181,7 +181,8 @@ def _with_listening(command: click.Command) -> click.Command:
         return command
     if isinstance(command, click.Group):
         command.commands = {n: _with_listening(c) for n, c in command.commands.items()}
-        return command
+        if not command.invoke_without_command:
+            return command
     taken = {name for param in command.params for name in (param.name, *param.opts)}
     fresh = [o for o in _listening_options() if not taken & {o.name, *o.opts}]
     command.params = [*command.params, *fresh]

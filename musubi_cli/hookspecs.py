@@ -85,16 +85,13 @@ def musubi_ema_schedules() -> Iterable[ScheduleSpec]:  # type: ignore[empty-body
 def musubi_caption_backends() -> Iterable[BackendSpec]:  # type: ignore[empty-body]
     """Captioners that appear as `musubi caption NAME`.
 
-    >>> from contextlib import nullcontext
-    >>> from musubi_cli import in_batches
+    >>> from musubi_cli import stateless
     >>> def describe(requests):
     ...     sizes = [request.image.size for request in requests]
     ...     return [f"{width} by {height} pixels" for width, height in sizes]
     >>> @hookimpl
     ... def musubi_caption_backends():
-    ...     def open_sizes():
-    ...         return nullcontext(in_batches(describe))
-    ...     return [BackendSpec("sizes", help="Tells the picture's size.", open=open_sizes)]
+    ...     return [BackendSpec("sizes", help="Tells its size.", open=stateless(describe))]
     >>> from types import SimpleNamespace
     >>> request = SimpleNamespace(path="a.png", image=SimpleNamespace(size=(640, 480)))
     >>> with musubi_caption_backends()[0].open() as captioner:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from musubi_cli.console import show_path
-from musubi_cli.errors import MusubiError
+from musubi_cli.errors import InputError, MusubiError
 from musubi_cli.files import atomic_output
 from musubi_cli.lines import Entry, Lines, decode, encode, write_all
 from musubi_cli.specs import CaptionResult, FormatWriter
@@ -49,9 +49,12 @@ def json_lines(
         A `FormatWriter`, which knows a picture by every spelling of its path.
 
     Raises:
-        InputError: the file holds something else, or cannot be read or written to.
+        InputError: the file holds something else, or cannot be read or written to; or two of the
+            keys are one.
         MusubiError: at the end, if there is no room for renewed captions; all stays on disk.
     """
+    if len({picture, caption, stop}) < 3:
+        raise InputError(f"{show_path(target)}: picture and caption need keys of their own")
     layout = Layout(picture, caption, stop, target.parent, beside=beside)
     writer = JsonLinesWriter(target, layout)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from musubi_cli.commands.new import new_command
 from musubi_cli.console import current_console, table
 from musubi_cli.plugin_manager import PluginManager
 from musubi_cli.records import PluginRecord
@@ -12,14 +13,21 @@ from musubi_cli.records import PluginRecord
 def plugins_command(plugins: PluginManager) -> click.Command:
     """Build the command over `plugins`."""
 
-    @click.command("plugins", short_help="List the plugins, what they add and what is wrong.")
+    @click.group(
+        "plugins",
+        invoke_without_command=True,
+        short_help="List the plugins, what they add and what is wrong; start a new one.",
+    )
     @click.option("--json", is_flag=True, help="Print JSON for programs.")
-    def command(json: bool) -> None:
+    @click.pass_context
+    def command(ctx: click.Context, json: bool) -> None:
         """List the plugins, what each adds, and for a broken one why and what to do.
 
         MUSUBI_DISABLE_PLUGINS=a,b leaves plugins out, --no_plugins all that are not built in;
         MUSUBI_STRICT_PLUGINS=1 makes a broken plugin an error.
         """
+        if ctx.invoked_subcommand:
+            return
         records = plugins.records()
         if json:
             from dataclasses import asdict
@@ -30,6 +38,7 @@ def plugins_command(plugins: PluginManager) -> click.Command:
             for line in _lines(records):
                 current_console().out(line)
 
+    command.add_command(new_command(plugins))
     return command
 
 

@@ -39,7 +39,7 @@ def as_text(plan: Plan, found: Sizes) -> Iterator[str]:
     yield f"{'pictures':<9}  {_shown_counts(plan)}"
     for output in plan.request.outputs:
         name, target = output.format.name, show_path(output.target)
-        place = f"beside each picture in {target}" if output.format.target == "folder" else target
+        place = f"among the pictures in {target}" if output.format.target == "folder" else target
         yield f"{'output':<9}  {name}, {place}"
     for folder, reason in plan.unreadable:
         yield f"{'warning':<9}  {show_path(folder)}: {reason}"
