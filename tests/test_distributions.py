@@ -188,7 +188,7 @@ def test_a_backend(environment):
         )
         assert len({first, *others}) == 6
         assert captions("--colours", "1")[0].startswith(
-            "a picture of 448 by 448 pixels, mostly gray,"
+            "a picture of 600 by 400 pixels, mostly gray,"
         )
         settings(environment, "[caption.palette]\ncolours = 3\n")
         assert "mostly gray and red and yellow," in captions()[0]
