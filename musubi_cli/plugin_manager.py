@@ -19,7 +19,7 @@ from musubi_cli import hookspecs
 from musubi_cli.errors import PluginError, one_line
 from musubi_cli.faults import fault, hook_mistake, unmet_need, way_out
 from musubi_cli.records import Entry, Offer, PluginRecord, label
-from musubi_cli.watching import Watch, watched
+from musubi_cli.watching import watched
 
 
 class PluginManager:
@@ -163,15 +163,12 @@ class PluginManager:
 
     @contextlib.contextmanager
     def _watching(self, entry: Entry) -> Iterator[None]:
-        """Let a plugin do something, and keep in its record what that costs."""
-        seen = Watch()
-        try:
-            with watched() as seen:
-                yield
-        finally:
-            entry.seconds += seen.seconds
-            for remark in () if entry.built_in else seen.remarks():
-                self._remark(entry, remark)
+        """Let a plugin do something, and keep in its record what that costs, if it succeeds."""
+        with watched() as seen:
+            yield
+        entry.seconds += seen.seconds
+        for remark in seen.remarks():
+            self._remark(entry, remark)
 
     def _collect(self, hook: str) -> Iterator[tuple[Entry, Offer[Any]]]:
         for entry in self._entries:
@@ -240,8 +237,9 @@ class PluginManager:
         self._report(line)
 
     def _remark(self, entry: Entry, remark: str) -> None:
-        entry.remarks.append(remark)
-        self._report(f"{entry.origin}: {remark}")
+        if not entry.built_in and remark not in entry.remarks:
+            entry.remarks.append(remark)
+            self._report(f"{entry.origin}: {remark}")
 
 
 def _modules(traceback: TracebackType | None) -> list[str]:

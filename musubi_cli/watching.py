@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def watched() -> Iterator[Watch]:
     """Watch a block, and keep standard output, which is for results, free of what it prints."""
     seen = Watch()
     before = {name for name in HEAVY if name in sys.modules}
-    ear = _Ear(sys.stderr)
+    ear = _Ear(sys.stderr or io.StringIO())
     start = perf_counter()
     try:
         with contextlib.redirect_stdout(ear), _descriptor_redirected():
@@ -62,7 +63,7 @@ class _Ear:
 
     def write(self, text: str) -> int:
         self.heard += text[:80]
-        return self._stream.write(text) if self._stream else len(text)
+        return int(self._stream.write(text))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

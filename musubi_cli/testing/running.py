@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,7 +27,10 @@ class Ran:
 
 
 def run(
-    *args: object, env: Mapping[str, str] | None = None, plugins: PluginManager | None = None
+    *args: object,
+    env: Mapping[str, str] | None = None,
+    plugins: PluginManager | None = None,
+    own_settings: bool = True,
 ) -> Ran:
     """Run `musubi` with these arguments and every plugin that is installed.
 
@@ -34,6 +38,8 @@ def run(
         *args: as typed; paths and numbers become text.
         env: variables to add to the environment.
         plugins: instead of those that are installed.
+        own_settings: whether only what is given here counts: no `musubi.toml` but one named by
+            `--config` among the arguments, no `MUSUBI_` variable of whoever runs the test.
 
     Raises:
         Exception: whatever escapes from musubi, which would be a bug in it.
@@ -43,8 +49,14 @@ def run(
     from musubi_cli.cli import build_cli
     from musubi_cli.plugin_manager import PluginManager
 
+    typed = [str(arg) for arg in args]
+    variables: dict[str, str | None] = {**(env or {})}
+    if own_settings:
+        typed = typed if "--config" in typed else ["--config", os.devnull, *typed]
+        foreign = [name for name in os.environ if name.startswith("MUSUBI_")]
+        variables = {**dict.fromkeys(foreign), **variables}
     root = build_cli(plugins or PluginManager())
-    result = CliRunner().invoke(root, [str(arg) for arg in args], prog_name="musubi", env=env)
+    result = CliRunner().invoke(root, typed, prog_name="musubi", env=variables)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Ran(result.exit_code, result.stdout, result.stderr)

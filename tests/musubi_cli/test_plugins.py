@@ -1,13 +1,16 @@
 """Plugins of strangers: found, shown, used; and when broken, named without harm to the rest."""
 
 import json
+import os
+import re
+import subprocess
 
 import pytest
 from checkpoints import run_of
-from commands import installed, merge, run
+from commands import COMMAND, installed, merge, run
 from strangers import IMPORTS, install, manager, schedule
 
-from musubi_cli import PluginError
+from musubi_cli import PluginError, __version__, hookspecs
 
 
 def records(plugins):
@@ -76,6 +79,28 @@ BROKEN = {
         IMPORTS + "@hookimpl\ndef musubi_ema_schedules():\n    return 7\n",
         "its musubi_ema_schedules failed: TypeError",
     ),
+    "a hook that gives nothing": (
+        IMPORTS + "@hookimpl\ndef musubi_ema_schedules():\n    pass\n",
+        "its musubi_ema_schedules failed: TypeError: it returned None instead of a list",
+    ),
+    "a missing dependency of its module": (
+        "from numpy.no_such_part import x\n",
+        "install what brings the module numpy",
+    ),
+    "a command whose help is no text": (
+        IMPORTS + "@hookimpl\ndef musubi_commands():\n    return [click.Command('x', help=7)]\n",
+        "its musubi_commands failed: AttributeError",
+    ),
+    "a name that cannot be typed": (
+        IMPORTS + "@hookimpl\ndef musubi_commands():\n    return [click.Command('a b')]\n",
+        "a Command whose name is 'a b'",
+    ),
+    "a misspelt hook of an object": (
+        IMPORTS
+        + "class Plugin:\n    @hookimpl\n    def musubi_command(self):\n        return []\n"
+        + "import sys\nsys.modules[__name__] = Plugin()\n",
+        "did you mean musubi_commands?",
+    ),
     "a hook that gives something else": (
         IMPORTS + "@hookimpl\ndef musubi_ema_schedules():\n    return ['cosine']\n",
         "returned 'cosine', not a ScheduleSpec",
@@ -107,18 +132,29 @@ def test_strictness_makes_an_error_of(kind, tmp_path, monkeypatch):
         plugins.records()
 
 
-def test_a_broken_plugin_costs_one_line_and_no_command(tmp_path):
-    install(tmp_path, "bad", "import nothing_like_this\n")
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_plugin_costs_one_line_and_no_command(kind, tmp_path):
+    install(tmp_path, "bad", BROKEN[kind][0])
     environment = {"PYTHONPATH": str(tmp_path)}
     paths = run_of(tmp_path, 2)
     command = ["merge", "ema", *paths, "-o", tmp_path / "out.safetensors", "--beta=0.2"]
     ran = installed(*command, env=environment)
     assert ran.code == 0
     (first, _) = ran.err.splitlines()
-    assert "musubi-bad 1.2" in first
+    assert first.startswith("Warning: plugin bad (musubi-bad 1.2): ")
     assert "see: musubi plugins" in first
-    strict = installed(*command, "--force", env=environment | {"MUSUBI_STRICT_PLUGINS": "1"})
+    shown = installed("plugins", env=environment)
+    assert shown.code == 0
+    (told,) = [line for line in shown.out.splitlines() if line.startswith("bad: ")]
+    assert any(word in told for word in ("install", "tell the author"))
+
+
+def test_broken_plugins_can_be_an_error_or_left_out(tmp_path):
+    install(tmp_path, "bad", "import nothing_like_this\n")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    strict = installed("merge", "ema", "x", env=environment | {"MUSUBI_STRICT_PLUGINS": "1"})
     assert strict.code == 1
+    assert "musubi-bad 1.2" in strict.err
     assert installed("--no_plugins", "plugins", env=environment).err == ""
     assert installed("plugins", env=environment | {"MUSUBI_DISABLE_PLUGINS": "bad"}).err == ""
 
@@ -231,11 +267,145 @@ def test_a_required_option_is_refused(tmp_path, monkeypatch):
     assert "is required, prompts or" in reported[0]
 
 
+LOUD = """
+import os, subprocess, sys
+print('hello')
+sys.stdout.flush()
+os.write(1, b'past Python\\n')
+subprocess.run(['echo', 'a child'])
+"""
+
+
 def test_a_plugin_that_prints_while_loading_does_not_spoil_the_results(tmp_path):
-    install(tmp_path, "loud", "print('hello')\n" + schedule("still", "stillness"))
+    install(tmp_path, "loud", LOUD + schedule("still", "stillness"))
     ran = installed("plugins", "--json", env={"PYTHONPATH": str(tmp_path)})
-    assert {record["name"] for record in json.loads(ran.out)} >= {"loud", "merge-ema"}
-    assert "hello" in ran.err
+    found = {record["name"]: record for record in json.loads(ran.out)}
+    assert found["loud"]["status"] == "ok"
+    assert "prints while it is loaded ('hello')" in found["loud"]["remarks"][0]
+    *printed, told = ran.err.splitlines()
+    assert sorted(printed) == ["a child", "hello", "past Python"]
+    assert told.startswith("Warning: plugin loud (musubi-loud 1.2): prints while it is loaded")
+
+
+def test_a_plugin_that_prints_loads_where_there_is_no_standard_output(tmp_path):
+    install(tmp_path, "loud", LOUD + schedule("still", "stillness"))
+    line = f"{COMMAND} merge ema --help"
+    for closed in ("1>&-", "2>&-", "1>&- 2>&-"):
+        ran = subprocess.run(
+            ["bash", "-c", f"{line} {closed}"],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Traceback" not in ran.stderr
+        if closed == "2>&-":
+            assert "--stillness" in ran.stdout
+
+
+def test_a_plugin_that_imports_torch_while_loading_is_named_with_its_cost(tmp_path):
+    install(tmp_path, "slow", "import torch\n" + schedule("still", "stillness"))
+    environment = {"PYTHONPATH": str(tmp_path)}
+    ran = installed("merge", "ema", "--help", env=environment)
+    assert "--stillness" in ran.out
+    (line,) = ran.err.splitlines()
+    assert line.startswith("Warning: plugin slow (musubi-slow 1.2): imports torch while it is")
+    assert re.search(r"which takes \d+\.\d s at every start; its author should import it", line)
+    shown = installed("plugins", env=environment).out
+    assert re.search(
+        r"^slow: imports torch while it is loaded, which takes \d", shown, re.MULTILINE
+    )
+    strict = installed("plugins", env=environment | {"MUSUBI_STRICT_PLUGINS": "1"})
+    assert strict.code == 0
+
+
+def test_two_strangers_with_one_option(tmp_path, monkeypatch):
+    install(tmp_path, "a", schedule("first", "width_of"))
+    install(tmp_path, "b", schedule("second", "width-of"))
+    plugins, reported = manager(tmp_path, monkeypatch)
+    helped = merge("--help", plugins=plugins).out
+    assert "Schedule first" in helped
+    assert "Schedule second" not in helped
+    (line,) = reported
+    assert line.startswith("plugin b (musubi-b 1.2): second is refused: its option --width-of")
+    assert "plugin a (musubi-a 1.2)" in line
+
+
+def needing(folder, requirement):
+    install(folder, "a", schedule("still", "stillness"))
+    with (folder / "musubi_a-1.2.dist-info" / "METADATA").open("a") as metadata:
+        metadata.write(f"Requires-Dist: {requirement}\n")
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        "musubi",
+        "musubi>=0.1",
+        "Musubi[qwen-vl] (>=0.0.1,<9)",
+        "musubi>=99; python_version < '3'",
+        "musubi>=99; extra == 'all'",
+        "musubi-other>=99",
+        "musubi_extras>=99",
+    ],
+)
+def test_a_plugin_whose_needs_are_met(requirement, tmp_path, monkeypatch):
+    needing(tmp_path, requirement)
+    plugins, reported = manager(tmp_path, monkeypatch)
+    assert records(plugins)["a"].status == "ok"
+    assert reported == []
+
+
+@pytest.mark.parametrize("requirement", ["musubi>=99", "musubi<0.1", "musubi[all]~=7.0"])
+def test_a_plugin_that_needs_another_musubi(requirement, tmp_path, monkeypatch):
+    needing(tmp_path, requirement)
+    plugins, reported = manager(tmp_path, monkeypatch)
+    assert "Schedule still" not in merge("--help", plugins=plugins).out
+    (line,) = reported
+    assert line.startswith("plugin a (musubi-a 1.2): it needs musubi")
+    assert f"and this is {__version__}; install versions of the two that go together" in line
+    assert records(plugins)["a"].status == "broken"
+
+
+def test_a_deprecated_hook_works_and_says_what_to_use(tmp_path, monkeypatch):
+    instead = DeprecationWarning("musubi_ema_schedules goes in 0.3; use musubi_averages")
+    hook = hookspecs.musubi_ema_schedules
+    monkeypatch.setattr(hook, "musubi_spec", {**hook.musubi_spec, "warn_on_impl": instead})
+    install(tmp_path, "a", schedule("still", "stillness"))
+    plugins, reported = manager(tmp_path, monkeypatch)
+    assert "Schedule still" in merge("--help", plugins=plugins).out
+    assert reported == [f"plugin a (musubi-a 1.2): {instead}"]
+    assert records(plugins)["a"].remarks == (str(instead),)
+    assert records(plugins)["merge-ema"].remarks == ()
+
+
+CRASHING = """
+@hookimpl
+def musubi_commands():
+    def crash(ctx=None, param=None, value=None):
+        raise RuntimeError("no  such\\nthing")
+    class Help(click.Command):
+        get_help = crash
+    option = click.Option(["--x"], callback=crash)
+    return [
+        click.Command("work", callback=crash),
+        click.Command("parse", params=[option]),
+        Help("tell"),
+    ]
+"""
+
+
+@pytest.mark.parametrize("args", [["work"], ["parse", "--x", "1"], ["tell", "--help"]])
+def test_a_crash_is_put_down_to_the_plugin_in_whose_code_it_arose(args, tmp_path):
+    install(tmp_path, "a", IMPORTS + CRASHING)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    ran = installed(*args, env=environment)
+    assert ran.code == 1
+    first, second = ran.err.splitlines()
+    assert first == "Error: RuntimeError: no such thing"
+    assert second.startswith("This is a bug in plugin a (musubi-a 1.2), so tell its author;")
+    assert "MUSUBI_DISABLE_PLUGINS=a leaves it out" in second
+    assert installed("--help", env=environment).err == ""
 
 
 @pytest.mark.parametrize(

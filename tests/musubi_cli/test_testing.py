@@ -1,6 +1,7 @@
 """The contract checks: our own plugins pass them, and those that break a promise are found out."""
 
 import contextlib
+import json
 import os
 import random
 from pathlib import Path
@@ -12,7 +13,14 @@ from models import SCENES
 from musubi_caption.jsonl import JSONL
 from musubi_caption.text import TEXT
 from musubi_cli import BackendSpec, CaptionResult, FormatSpec, ScheduleSpec, in_batches
-from musubi_cli.testing import check_backend, check_format, check_plugin, check_schedule
+from musubi_cli.testing import (
+    check_backend,
+    check_format,
+    check_plugin,
+    check_schedule,
+    run,
+    write_checkpoints,
+)
 from musubi_merge_ema.schedules import CONSTANT, LINEAR, POWER
 from musubi_qwen_vl import musubi_caption_backends
 
@@ -230,3 +238,16 @@ def test_a_format_is_found_out_that(kind):
 
     with pytest.raises(AssertionError, match=FORMATS[kind]):
         check_format(FormatSpec("bad", help="Bad.", open=opened))
+
+
+def test_a_run_heeds_no_settings_but_those_of_the_test(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = Path("musubi.toml")
+    settings.write_text("[merge.ema]\nbeta = 0.25\n")
+    monkeypatch.setenv("MUSUBI_MERGE_EMA_SORT", "name")
+    files = write_checkpoints(tmp_path / "run", 2)
+    merge = ("merge", "ema", *files, "-o", "out", "--dry_run", "--json")
+    assert json.loads(run(*merge).out)["files"][1]["decay_rate"] == 0.95
+    plan = json.loads(run("--config", settings, *merge, env={"MUSUBI_MERGE_EMA_SORT": "step"}).out)
+    assert plan["files"][1]["decay_rate"] == 0.25
+    assert "step" in str(plan["order"])

@@ -5,9 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from musubi_cli.testing import Ran, run
+from musubi_cli import testing
+from musubi_cli.testing import Ran
 
 COMMAND = str(Path(sys.executable).with_name("musubi"))
+
+
+def run(*args, **how):
+    """Run in this process, with the settings that it finds."""
+    return testing.run(*args, own_settings=False, **how)
 
 
 def installed(*args, cwd=None, env=None, **how):
