@@ -28,6 +28,7 @@ PROJECT = "musubi"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function as the implementation of the hook whose name it has."""
 
 
 @hookspec

@@ -40,14 +40,19 @@ class PluginRecord:
 
 @dataclass(frozen=True)
 class Offer(Generic[T]):
-    """One item that a hook returned, and whose it is."""
+    """One item that a hook returned, and whose it is.
+
+    Attributes:
+        value: the item.
+        plugin: the plugin's name.
+        origin: that name with distribution and version, for people.
+        built_in: whether it is shipped with musubi, and so comes before a stranger's.
+    """
 
     value: T
     plugin: str
     origin: str
-    """The plugin's name with its distribution and version, for people."""
     built_in: bool = False
-    """Whether it is shipped with musubi, and so comes before a stranger's."""
 
 
 @dataclass

@@ -8,12 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import run_of
-from commands import merge
-from strangers import install, manager
 
 import musubi_cli
-from musubi_cli import config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,11 +20,12 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
+SAMPLE = "./examples/plugins/"
 COMMANDS = [
     line
     for block in blocks(README, "sh")
     for line in block.splitlines()
-    if line.startswith("musubi ")
+    if line.startswith("musubi ") and SAMPLE not in block
 ]
 
 
@@ -81,6 +78,15 @@ def test_the_readmes_captions_are_what_the_command_writes(clone):
     assert (clone / "captions.jsonl").read_text() == shown
 
 
+def test_the_readmes_sample_plugin_works(environment, clone):
+    (block,) = [block for block in blocks(README, "sh") if SAMPLE in block]
+    for line in block.splitlines():
+        ran = environment.run("bash", "-c", line, cwd=clone, PIP_NO_BUILD_ISOLATION="0")
+        assert ran.code == 0, ran.err
+    assert len((clone / "palette.jsonl").read_text().splitlines()) == 6
+    environment.pip("uninstall", "-y", "musubi-palette")
+
+
 def test_the_readmes_settings_are_accepted(clone):
     (settings,) = blocks(README, "toml")
     (clone / "musubi.toml").write_text(settings)
@@ -92,18 +98,3 @@ def test_the_readmes_settings_are_accepted(clone):
 def test_the_exit_codes_are_those_of_the_readme():
     told = re.search(r"Exit codes: (.*?)\.\s", README, re.DOTALL)[1]
     assert [int(n) for n in re.findall(r"\b\d+\b", told)] == [*musubi_cli.ExitCode]
-
-
-def test_the_schedule_of_ten_lines(tmp_path, monkeypatch):
-    source = next(block for block in blocks(CONTRIBUTING, "python"))
-    assert len([line for line in source.splitlines() if line.strip()]) <= 10
-    (tmp_path / "pyproject.toml").write_text(blocks(CONTRIBUTING, "toml")[0])
-    package = config.read(tmp_path / "pyproject.toml")
-    (name,) = package["project"]["entry-points"]["musubi"]
-    install(tmp_path, name, source)
-    plugins, reported = manager(tmp_path, monkeypatch)
-    paths = run_of(tmp_path, 3)
-    ran = merge(*paths, "-o", tmp_path / "o", "--half_life=1", "--dry_run", plugins=plugins)
-    assert ran.code == 0, ran.err
-    assert "half_life, half_life 1.0" in ran.out
-    assert reported == []
