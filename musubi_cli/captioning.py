@@ -51,8 +51,8 @@ def stateless(
 
     >>> def describe(requests, *, mood):
     ...     return [f"a {mood} picture" for request in requests]
-    >>> spec = BackendSpec("moody", help="Feels.", open=stateless(describe))
-    >>> with spec.open(mood="blue") as captioner:
+    >>> open_moody = stateless(describe)
+    >>> with open_moody(mood="blue") as captioner:
     ...     [result.caption for result in captioner([CaptionRequest("a.png", None, "", 9)])]
     ['a blue picture']
     """
