@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping
 from importlib.metadata import Distribution
@@ -50,6 +49,8 @@ def hook_mistake(plugin: Any, accepted: Mapping[str, Collection[str]]) -> str | 
             continue
         hook = marked.get("specname") or name
         if hook not in accepted:
+            import difflib
+
             close = difflib.get_close_matches(hook, accepted, n=1)
             meant = f"; did you mean {close[0]}?" if close else ""
             return f"it implements {hook}, which is no hook{meant}"

@@ -133,18 +133,24 @@ class PluginManager:
             with self._watching(entry):
                 plugin = entry.point.load()
             mistake = hook_mistake(plugin, self._accepted())
-            if mistake:
-                self._break(entry, f"{mistake}; update or uninstall {entry.distribution}")
-                return
-            with warnings.catch_warnings(record=True) as deprecated:
-                warnings.simplefilter("always")
-                self._pluggy.register(plugin, name=entry.point.name)
+            if not mistake:
+                deprecated = self._register(plugin, entry)
         except (Exception, SystemExit) as error:
             self._fail(entry, error)
             return
+        if mistake:
+            self._break(entry, f"{mistake}; update or uninstall {entry.distribution}")
+            return
         entry.plugin = plugin
-        for warning in deprecated:
-            self._remark(entry, str(warning.message))
+        for remark in deprecated:
+            self._remark(entry, remark)
+
+    def _register(self, plugin: Any, entry: Entry) -> list[str]:
+        """Make a plugin's hooks known; gives what it should use instead of deprecated ones."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self._pluggy.register(plugin, name=entry.point.name)
+        return [str(warning.message) for warning in caught]
 
     def _accepted(self) -> dict[str, tuple[str, ...]]:
         specs = ((hook, getattr(self._pluggy.hook, hook).spec) for hook in hookspecs.OFFERED)

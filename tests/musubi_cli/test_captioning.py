@@ -1,0 +1,162 @@
+"""Captioners made of one function: batches, failures, and what is told of them."""
+
+from pathlib import Path
+
+import pytest
+from strangers import install, manager
+
+from musubi_cli import CaptionRequest, CaptionResult, InputError, PluginError, in_batches, stateless
+from musubi_cli.testing import run, write_pictures
+
+
+def requests(count):
+    return [CaptionRequest(Path(f"{n}.png"), None, "see", 9) for n in range(count)]
+
+
+def test_batches_are_as_large_as_asked_and_taken_when_needed():
+    sizes, taken = [], []
+
+    def stream():
+        for request in requests(7):
+            taken.append(request)
+            yield request
+
+    def describe(batch):
+        sizes.append(len(batch))
+        return [str(request.path) for request in batch]
+
+    answers = in_batches(describe, size=3)(stream())
+    assert next(answers).caption == "0.png"
+    assert len(taken) == 3
+    assert [answer.caption for answer in answers] == [f"{n}.png" for n in range(1, 7)]
+    assert sizes == [3, 3, 1]
+
+
+def test_a_bad_picture_costs_one_caption():
+    def describe(batch):
+        if any(request.path.name == "2.png" for request in batch):
+            raise ValueError("no such\ncolour")
+        return ["seen"] * len(batch)
+
+    answers = list(in_batches(describe, size=4)(requests(6)))
+    assert [answer.path.name for answer in answers] == [f"{n}.png" for n in range(6)]
+    assert [answer.caption for answer in answers] == ["seen", "seen", None, "seen", "seen", "seen"]
+    assert answers[2].error == "ValueError: no such colour"
+
+
+def test_too_little_memory_for_a_batch_frees_it_before_the_next_try():
+    import weakref
+
+    class Batch(list):
+        pass
+
+    held = []
+
+    def describe(batch):
+        assert not [reference for reference in held if reference()]
+        big = Batch(batch)
+        held.append(weakref.ref(big))
+        if len(batch) > 1:
+            raise MemoryError
+        return ["seen"]
+
+    answers = list(in_batches(describe, size=4)(requests(4)))
+    assert [answer.caption for answer in answers] == ["seen"] * 4
+
+
+def test_what_more_pictures_will_not_mend_ends_the_run():
+    def describe(_):
+        raise InputError("the server is down; start it")
+
+    with pytest.raises(InputError, match="the server is down"):
+        list(in_batches(describe)(requests(3)))
+
+
+def test_a_result_says_more_than_a_text():
+    cut = CaptionResult(Path("0.png"), "a fox and", stop="length", tokens=9)
+    assert list(in_batches(lambda _: [cut])(requests(1))) == [cut]
+
+
+@pytest.mark.parametrize("given", [0, 2, 4])
+def test_another_number_of_captions_than_pictures_is_the_plugins_bug(given):
+    def describe(_, *, mood):
+        return [mood] * given
+
+    with (
+        pytest.raises(PluginError, match=rf"describe gave {given} captions for 3 pictures"),
+        stateless(describe)(mood="blue") as captioner,
+    ):
+        list(captioner(requests(3)))
+
+
+BACKEND = """
+from contextlib import contextmanager
+from musubi_cli import BackendSpec, CaptionResult, FormatSpec, hookimpl, json_lines, stateless
+
+def describe(requests):
+    print("thinking")
+    return {answer}
+
+def check():
+    print("checking")
+    return {{}}
+
+@contextmanager
+def open_bad():
+    print("opening")
+    with stateless(describe)() as captioner:
+        yield {captioner}
+
+@hookimpl
+def musubi_caption_backends():
+    return [BackendSpec("bad", help="Bad.", open=open_bad, check=check)]
+"""
+
+
+def caption(tmp_path, monkeypatch, answer="['seen'] * len(requests)", captioner="captioner"):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    install(folder, "bad", BACKEND.format(answer=answer, captioner=captioner))
+    write_pictures(tmp_path / "photos", 2)
+    plugins, _ = manager(folder, monkeypatch)
+    output = tmp_path / "captions.jsonl"
+    options = ["--image_dir", tmp_path / "photos", "-o", output, "--json"]
+    return run("caption", "bad", *options, plugins=plugins)
+
+
+def test_a_backend_that_prints_does_not_spoil_the_results(tmp_path, monkeypatch):
+    import json
+
+    ran = caption(tmp_path, monkeypatch)
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["captioned"] == 2
+    assert [word in ran.err for word in ("checking", "opening", "thinking")] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ({"answer": "['seen']"}, "describe gave 1 captions for 2 pictures"),
+        ({"answer": "[7] * len(requests)"}, "7 is no CaptionResult with a text"),
+        ({"captioner": "lambda requests: (r.path for r in requests)"}, "no CaptionResult"),
+    ],
+)
+def test_a_backend_that_gives_something_else_is_named(broken, told, tmp_path, monkeypatch):
+    ran = caption(tmp_path, monkeypatch, **broken)
+    assert ran.code == 1
+    assert told in ran.err
+    assert "bad" in ran.err
+    assert "tell" in ran.err
+
+
+def test_a_backend_that_crashes_is_named(tmp_path, monkeypatch):
+    ran = caption(tmp_path, monkeypatch, captioner="lambda requests: [1 / 0]")
+    assert ran.code == 1
+    assert "ZeroDivisionError" in ran.err
+    assert "This is a bug in plugin bad (musubi-bad 1.2), so tell its author" in ran.err
+
+
+def test_an_empty_caption_is_an_error_of_its_picture(tmp_path, monkeypatch):
+    ran = caption(tmp_path, monkeypatch, answer="[''] * len(requests)")
+    assert ran.code == 3
+    assert "gave nothing for it" in ran.out
