@@ -83,7 +83,7 @@ class PluginManager:
     def refuse(self, offer: Offer[Any], reason: str) -> None:
         """Drop one offer, for a reason that is told once and kept in its plugin's record."""
         entry = next(e for e in self._entries if e.plugin is not None and e.origin == offer.origin)
-        self._problem(entry, reason)
+        self._problem(entry, f"{reason}; tell the author of {entry.distribution}, or uninstall it")
         for hook, offers in self._offers.items():
             self._offers[hook] = tuple(o for o in offers if o is not offer)
 
@@ -215,8 +215,11 @@ class PluginManager:
             name = offer.value.name
             first = taken.setdefault(name.replace("-", "_"), offer)
             if first is not offer:
-                what = label(hook, name)
-                self._problem(entry, f"{what} is refused: {first.origin} offers it already")
+                self._problem(
+                    entry,
+                    f"{label(hook, name)} is refused: {first.origin} offers it already; "
+                    f"tell the author of {entry.distribution}, or uninstall one of the two",
+                )
         return tuple(taken.values())
 
     def _added_by(self, entry: Entry) -> Iterator[str]:

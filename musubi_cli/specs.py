@@ -105,7 +105,8 @@ class BackendSpec:
         name: the subcommand, `musubi caption NAME`.
         help: one line for `--help`.
         open: called once a run as `open(**values)` with the values of `options`; a context manager
-            that loads on entry, gives the `Captioner`, and frees everything on exit.
+            that loads on entry, gives the `Captioner`, and frees everything on exit. `in_batches`
+            makes a captioner of a function, `stateless` all of it where nothing is to be loaded.
         options: the backend's own options; they may be required.
         check: called as `check(**values)` before anything is loaded or written, also in a dry run.
             It raises `InputError` for what it can find out cheaply, and gives lines for the plan,
@@ -147,8 +148,8 @@ class FormatSpec:
         name: what `--output_format` takes.
         help: one line for `--help`.
         open: called once a run as `open(target, **values)` with the output's path and the values
-            of `options`; a context manager that gives the `FormatWriter`. Opening alone, as in a
-            dry run, changes nothing on disk.
+            of `options`; a context manager that gives the `FormatWriter`, such as `json_lines`.
+            Opening alone, as in a dry run, changes nothing on disk.
         options: the format's own options, none of them required.
         target: `file` if it writes the file that `--output_file` names, `folder` if it writes
             into the folder of the pictures, whose path `open` is then given.
