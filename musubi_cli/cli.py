@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from musubi_cli import config
 from musubi_cli.commands import HOST_COMMANDS
 from musubi_cli.console import Console
-from musubi_cli.errors import ExitCode, InputError, MusubiError, one_line, show_error
+from musubi_cli.errors import ExitCode, InputError, MusubiError, Terminated, one_line, show_error
 from musubi_cli.groups import CommandGroup
 from musubi_cli.plugin_manager import PluginManager
 from musubi_cli.records import Offer
@@ -34,6 +34,9 @@ SETTINGS: dict[str, Any] = {
 
 _FIND_OUT = ("plugins", "completion")
 """Commands that a mistake in the configuration must not keep from telling what is wrong."""
+
+
+_FAREWELL_SECONDS = 2.0
 
 
 class Root(CommandGroup):
@@ -72,7 +75,9 @@ class Root(CommandGroup):
         except BrokenPipeError:
             _forget_stdout()
             return ExitCode.FAILED
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:
             if console.interrupted:  # a library made something else of the KeyboardInterrupt
                 if isinstance(error, MusubiError):
                     error.show()
@@ -121,7 +126,36 @@ def main() -> None:
         strict=not completing and os.environ.get("MUSUBI_STRICT_PLUGINS") == "1",
         report=(lambda _: None) if completing else _report_problem,
     )
-    build_cli(plugins).main(prog_name="musubi")
+    if sys.stdout and sys.stderr:
+        with contextlib.suppress(OSError, ValueError):  # one of the two is no file
+            _keep_standard_output()
+    try:
+        build_cli(plugins).main(prog_name="musubi")
+    except SystemExit as end:
+        if end.code == ExitCode.INTERRUPTED:
+            _leave_soon()
+        raise
+
+
+def _keep_standard_output() -> None:
+    """Have results alone on standard output, whatever a plugin or its child processes print.
+
+    `sys.stdout` gets a descriptor of its own, and descriptor 1 leads to standard error.
+    """
+    old = sys.stdout
+    old.flush()
+    results = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = open(  # noqa: SIM115  open as long as the process lives
+        results, "w", encoding=old.encoding, errors=old.errors, buffering=1 if old.isatty() else -1
+    )
+
+
+def _leave_soon() -> None:
+    """End in a moment even if a thread that a plugin has left does not."""
+    leaving = threading.Timer(_FAREWELL_SECONDS, os._exit, [ExitCode.INTERRUPTED])
+    leaving.daemon = True
+    leaving.start()
 
 
 def _report_problem(line: str) -> None:
@@ -130,22 +164,32 @@ def _report_problem(line: str) -> None:
 
 def _root_commands(ctx: click.Context, plugins: PluginManager) -> Iterable[click.Command]:
     plugins.load(third_party=not ctx.find_root().params.get("no_plugins"))
-    merge = [offer.value for offer in _offers(plugins, "musubi_merge_commands")]
+    merge = [*_commands(plugins, "musubi_merge_commands")]
     own = [command(plugins) for command in HOST_COMMANDS]
     if merge:
         about = "Make one model out of several."
         own.append(CommandGroup("merge", help=about, fetch=lambda _: merge))
     names = {command.name for command in own}
     yield from map(_with_listening, own)
-    for offer in _offers(plugins, "musubi_commands"):
-        if offer.value.name in names:
-            plugins.refuse(offer, f"command {offer.value.name} is refused: musubi has its own")
-        else:
-            yield _with_listening(offer.value)
+    yield from _commands(plugins, "musubi_commands", names)
 
 
-def _offers(plugins: PluginManager, hook: str) -> tuple[Offer[click.Command], ...]:
-    return plugins.offers(hook)
+def _commands(
+    plugins: PluginManager, hook: str, taken: Container[str | None] = ()
+) -> Iterator[click.Command]:
+    """The commands of a hook, made ready each for itself."""
+    offers: tuple[Offer[click.Command], ...] = plugins.offers(hook)
+    for offer in offers:
+        name = offer.value.name
+        if name in taken:
+            plugins.refuse(offer, f"command {name} is refused: musubi has its own")
+            continue
+        try:
+            ready = _with_listening(offer.value)
+        except Exception as error:
+            plugins.refuse(offer, f"command {name} is refused: {one_line(error)}")
+            continue
+        yield ready
 
 
 def _configure(config: Path | None, **_: Any) -> None:
@@ -164,7 +208,9 @@ def _default_map(ctx: click.Context, named: Path | None) -> dict[str, Any]:
     console.detail(f"configuration: {path}")
     ctx.meta["musubi.config"] = path
     try:
-        return config.default_map(config.read(path), ctx.command, ctx, path, console.warn)
+        return config.default_map(
+            config.read(path), ctx.command, ctx, path, console.warn, wanted=ctx.invoked_subcommand
+        )
     except InputError as error:
         finding_out = ctx.invoked_subcommand in _FIND_OUT or ctx.meta.get("musubi.help")
         if finding_out and not named:
@@ -230,7 +276,7 @@ def _remember_interrupts(console: Console) -> None:
         raise KeyboardInterrupt
 
     def terminate(number: int, _: object) -> None:
-        raise SystemExit(128 + number)  # unlike being killed, this cleans up
+        raise Terminated(128 + number)  # unlike being killed, this cleans up
 
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours and threading.current_thread() is threading.main_thread():
@@ -247,7 +293,7 @@ def _interrupted() -> int:
     return ExitCode.INTERRUPTED
 
 
-def _explain(error: Exception, plugins: PluginManager) -> int:
+def _explain(error: BaseException, plugins: PluginManager) -> int:
     if isinstance(error, MusubiError):
         error.show()
         return error.exit_code

@@ -55,6 +55,7 @@ def default_map(
     source: Path,
     warn: Callable[[str], None],
     above: str = "",
+    wanted: str | None = None,
 ) -> dict[str, Any]:
     """Click's default map for `group`, after every name in the file was checked.
 
@@ -65,6 +66,7 @@ def default_map(
         source: the file, for messages.
         warn: receives a line for each table that no installed command answers to.
         above: the group's own name, followed by a blank, unless it is the root.
+        wanted: the one command that is to run; what is set for others need not be right.
 
     Raises:
         InputError: a key that is no option, or a table whose name is nearly a command's.
@@ -83,6 +85,8 @@ def default_map(
             if close := _closest(key, commands):
                 raise InputError(f"{show_path(source)}: [{key}] is no command; {close}")
             warn(f"{show_path(source)}: no installed command answers to [{key}]")
+        elif wanted and name != wanted:
+            continue
         elif isinstance(command, click.Group):
             result[name] = default_map(content, command, ctx, source, warn, f"{above}{name} ")
         else:

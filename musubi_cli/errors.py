@@ -7,6 +7,8 @@ from typing import IO, Any
 
 import click
 
+_LONGEST = 300
+
 
 class ExitCode(enum.IntEnum):
     """What the process tells its caller.
@@ -56,6 +58,10 @@ class PluginError(MusubiError):
     """A plugin broke its contract; the message names it and its distribution (exit code 1)."""
 
 
+class Terminated(SystemExit):
+    """The system asks to end; the code is 128 and the signal's number."""
+
+
 def show_error(message: str, file: IO[Any] | None = None) -> None:
     """Print one error line to `file` (standard error by default)."""
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", file=file, err=True)
@@ -67,5 +73,10 @@ def one_line(error: BaseException) -> str:
     >>> one_line(ValueError("no\n such thing"))
     'ValueError: no such thing'
     """
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # its own __str__ fails
+        text = ""
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -9,17 +9,22 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from types import TracebackType
 from typing import Any
 
 import pluggy
 
 from musubi_cli import hookspecs
-from musubi_cli.errors import PluginError, one_line
+from musubi_cli.discovery import installed
+from musubi_cli.errors import PluginError, Terminated, one_line
 from musubi_cli.faults import fault, hook_mistake, unmet_need, way_out
-from musubi_cli.records import Entry, Offer, PluginRecord, label
+from musubi_cli.records import Entry, Offer, PluginRecord, label, name_of
 from musubi_cli.watching import watched
+
+
+class _StrictError(PluginError):
+    """A problem that strictness makes an error; a hook's own `PluginError` is just another one."""
 
 
 class PluginManager:
@@ -59,13 +64,17 @@ class PluginManager:
         if self._loaded:
             return
         self._loaded = True
-        points = entry_points(group=hookspecs.PROJECT) if self._points is None else self._points
-        entries = [Entry(point) for point in points]
+        if self._points is None:
+            entries = [*installed(hookspecs.PROJECT)]
+        else:
+            entries = [Entry(point, *name_of(point.dist)) for point in self._points]
         entries.sort(key=lambda e: (not e.built_in, e.point.name, e.distribution))
         for entry in entries:
             self._entries.append(entry)
             if entry.point.name in self._disabled or not (third_party or entry.built_in):
                 entry.status = "disabled"
+            elif entry.problems:
+                self._tell(entry, *entry.problems)
             else:
                 self._load(entry)
         unknown = sorted(set(self._disabled) - {entry.point.name for entry in entries})
@@ -80,10 +89,14 @@ class PluginManager:
             self._offers[hook] = self._unique(hook, self._collect(hook))
         return self._offers[hook]
 
-    def refuse(self, offer: Offer[Any], reason: str) -> None:
-        """Drop one offer, for a reason that is told once and kept in its plugin's record."""
+    def object_to(self, offer: Offer[Any], reason: str) -> None:
+        """Tell once, and keep in its plugin's record, why an offer is not used everywhere."""
         entry = next(e for e in self._entries if e.plugin is not None and e.origin == offer.origin)
         self._problem(entry, f"{reason}; tell the author of {entry.distribution}, or uninstall it")
+
+    def refuse(self, offer: Offer[Any], reason: str) -> None:
+        """Drop one offer altogether, for a reason that is told likewise."""
+        self.object_to(offer, reason)
         for hook, offers in self._offers.items():
             self._offers[hook] = tuple(o for o in offers if o is not offer)
 
@@ -132,10 +145,12 @@ class PluginManager:
         try:
             with self._watching(entry):
                 plugin = entry.point.load()
-            mistake = hook_mistake(plugin, self._accepted())
-            if not mistake:
-                deprecated = self._register(plugin, entry)
-        except (Exception, SystemExit) as error:
+                mistake = hook_mistake(plugin, self._accepted())
+                mistake = mistake or self._registered_before(plugin)
+                deprecated = [] if mistake else self._register(plugin, entry)
+        except (KeyboardInterrupt, Terminated):
+            raise
+        except BaseException as error:  # a skipped test module's is no Exception, for instance
             self._fail(entry, error)
             return
         if mistake:
@@ -144,6 +159,11 @@ class PluginManager:
         entry.plugin = plugin
         for remark in deprecated:
             self._remark(entry, remark)
+
+    def _registered_before(self, plugin: Any) -> str | None:
+        hash(plugin)  # pluggy needs that
+        first = next((e for e in self._entries if e.plugin is plugin), None)
+        return f"its module is that of {first.origin} already" if first else None
 
     def _register(self, plugin: Any, entry: Entry) -> list[str]:
         """Make a plugin's hooks known; gives what it should use instead of deprecated ones."""
@@ -158,9 +178,12 @@ class PluginManager:
 
     def _obstacle(self, entry: Entry) -> str | None:
         """Why a plugin is not even imported."""
-        namesake = next((e for e in self._entries if e.plugin and e.shares_name(entry)), None)
+        others = (e for e in self._entries if e.plugin is not None)
+        namesake = next((e for e in others if e.shares_name(entry)), None)
         if namesake is not None:
             return f"the name is taken by {namesake.origin}; uninstall one of the two"
+        if not entry.module.replace(".", "").isidentifier():
+            return f"its entry point names no module but {entry.point.value!r}"
         dist = entry.point.dist
         need = unmet_need(dist) if dist and not entry.built_in else None
         if need:
@@ -180,9 +203,8 @@ class PluginManager:
         for entry in self._entries:
             if entry.status != "ok":
                 continue
-            caller = self._pluggy.subset_hook_caller(
-                hook, [e.plugin for e in self._entries if e.plugin and e is not entry]
-            )
+            others = [e.plugin for e in self._entries if e.plugin is not None and e is not entry]
+            caller = self._pluggy.subset_hook_caller(hook, others)
             for item in self._guarded(entry, hook, caller):
                 yield entry, Offer(item, entry.point.name, entry.origin, entry.built_in)
 
@@ -195,9 +217,9 @@ class PluginManager:
                     raise TypeError("it returned None instead of a list")
                 items = [item for result in results for item in result]
                 mistake = next(filter(None, (fault(item, hook) for item in items)), None)
-        except PluginError:
+        except (_StrictError, KeyboardInterrupt, Terminated):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             self._fail(entry, error, f"its {hook} failed: ")
             return ()
         if mistake:
@@ -240,9 +262,12 @@ class PluginManager:
         if problem in entry.problems:
             return
         entry.problems.append(problem)
+        self._tell(entry, problem)
+
+    def _tell(self, entry: Entry, problem: str) -> None:
         line = f"{entry.origin}: {problem}"
         if self._strict:
-            raise PluginError(line)
+            raise _StrictError(line)
         self._report(line)
 
     def _remark(self, entry: Entry, remark: str) -> None:

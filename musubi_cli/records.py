@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint
+from importlib.metadata import Distribution, EntryPoint
 from typing import Any, Generic, Literal, TypeVar
 
 OWN_DISTRIBUTION = "musubi"
@@ -57,9 +58,17 @@ class Offer(Generic[T]):
 
 @dataclass
 class Entry:
-    """A plugin while it is being looked at; `PluginRecord` is its public face."""
+    """A plugin while it is being looked at; `PluginRecord` is its public face.
+
+    Attributes:
+        point: its entry point.
+        distribution: the installed package it came with.
+        version: that package's version.
+    """
 
     point: EntryPoint
+    distribution: str
+    version: str
     status: Literal["ok", "disabled", "broken"] = "ok"
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -70,16 +79,6 @@ class Entry:
     def module(self) -> str:
         """The module that the entry point names."""
         return self.point.value.partition(":")[0].strip()
-
-    @property
-    def distribution(self) -> str:
-        """The installed package it came with."""
-        return (self.point.dist and self.point.dist.name) or "unknown"
-
-    @property
-    def version(self) -> str:
-        """That package's version."""
-        return self.point.dist.version if self.point.dist else "?"
 
     def shares_name(self, other: Entry) -> bool:
         """Whether both go by one name, `-` and `_` being one."""
@@ -94,6 +93,16 @@ class Entry:
     def origin(self) -> str:
         """Its name with distribution and version, for people."""
         return f"plugin {self.point.name} ({self.distribution} {self.version})"
+
+
+def name_of(distribution: Distribution | None) -> tuple[str, str]:
+    """A distribution's name and version, from its folder's name where its metadata are damaged."""
+    folder = getattr(getattr(distribution, "_path", None), "stem", "unknown-?")
+    name, _, version = str(folder).partition("-")
+    with contextlib.suppress(Exception):  # whatever a damaged file makes the library raise
+        if distribution:
+            return distribution.name or name, distribution.version or version or "?"
+    return name, version or "?"
 
 
 def label(hook: str, name: str) -> str:

@@ -81,7 +81,7 @@ class CaptionResult:
     Attributes:
         path: the request's `path`.
         caption: the text; None exactly when `error` is set.
-        error: one line for the user.
+        error: one line for the user, saying why and the way out.
         stop: `end` when the model finished, `length` when the token limit cut it off.
         tokens: how many tokens were generated.
     """
@@ -109,8 +109,8 @@ class BackendSpec:
             makes a captioner of a function, `stateless` all of it where nothing is to be loaded.
         options: the backend's own options; they may be required.
         check: called as `check(**values)` before anything is loaded or written, also in a dry run.
-            It raises `InputError` for what it can find out cheaply, and gives lines for the plan,
-            what they are about first: `{"model": "Qwen2.5-VL 7B"}`.
+            It raises `InputError` for what it can find out cheaply, and may give lines for the
+            plan, what they are about first: `{"model": "Qwen2.5-VL 7B"}`.
         grid: sides of a picture, in pixels, are made multiples of this; one token each square.
         min_area: smaller pictures are enlarged to so many pixels.
     """
@@ -119,7 +119,7 @@ class BackendSpec:
     help: str
     open: Callable[..., AbstractContextManager[Captioner]]
     options: tuple[click.Option, ...] = ()
-    check: Callable[..., Mapping[str, str]] | None = None
+    check: Callable[..., Mapping[str, str] | None] | None = None
     grid: int = 1
     min_area: int = 0
 

@@ -1,4 +1,4 @@
-"""What a plugin does while it is loaded or asked: how long it takes, what it imports and prints."""
+"""What a plugin does while it is loaded or asked: seconds, imports, output, warnings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
@@ -24,6 +25,8 @@ class Watch:
     seconds: float = 0.0
     heavy: tuple[str, ...] = ()
     printed: str = ""
+    warned: str = ""
+    moved: bool = False
 
     def remarks(self) -> Iterator[str]:
         """What its author should mend, though it works."""
@@ -36,50 +39,73 @@ class Watch:
             yield f"takes {self.seconds:.1f} s to load at every start; tell its author"
         if text := " ".join(self.printed.split()):
             yield f"prints while it is loaded ({text[:40]!r}); tell its author"
+        if self.warned:
+            yield f"warns while it is loaded ({self.warned}); tell its author"
+        if self.moved:
+            yield "changes the working directory while it is loaded; tell its author"
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[Watch]:
-    """Watch a block, and keep standard output, which is for results, free of what it prints."""
+    """Watch a block, and keep from other plugins what it does to the process."""
     seen = Watch()
     before = {name for name in HEAVY if name in sys.modules}
-    ear = _Ear(sys.stderr or io.StringIO())
+    folder, stderr = _folder(), sys.stderr
+    ear = _Ear()
     start = perf_counter()
     try:
-        with contextlib.redirect_stdout(ear), _descriptor_redirected():
+        with contextlib.redirect_stdout(ear), warnings.catch_warnings(record=True) as caught:
             yield seen
     finally:
         seen.seconds = perf_counter() - start
-        seen.heavy = tuple(name for name in HEAVY if name in sys.modules and name not in before)
+        sys.stderr = stderr
+        ear.kept.passing_on = True  # a plugin may have kept the stream, for its log
         seen.printed = ear.heard
+        if stderr and seen.printed:
+            stderr.write(seen.printed)
+        seen.heavy = tuple(name for name in HEAVY if name in sys.modules and name not in before)
+        seen.warned = _told(caught[0]) if caught else ""
+        seen.moved = _folder() != folder
+        if seen.moved and folder:
+            os.chdir(folder)
 
 
-class _Ear:
-    """A stream that stands in for standard output: passes on to another, and remembers."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.heard = ""
-
-    def write(self, text: str) -> int:
-        self.heard += text[:80]
-        return int(self._stream.write(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+def _told(warning: warnings.WarningMessage) -> str:
+    return f"{warning.category.__name__}: {' '.join(str(warning.message).split())[:80]}"
 
 
-@contextlib.contextmanager
-def _descriptor_redirected() -> Iterator[None]:
-    """Send to standard error what goes past `sys.stdout`, as a child process's output does."""
-    try:
-        kept = os.dup(1)
-        os.dup2(2, 1)
-    except OSError:  # one of the two is closed
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+class _Ear(io.TextIOWrapper):
+    """A stream that stands in for standard output, and keeps what it is given in the meantime."""
+
+    def __init__(self) -> None:
+        self.kept = _Kept()
+        super().__init__(self.kept, encoding="utf-8", errors="replace", write_through=True)
+
+    @property
+    def heard(self) -> str:
+        """What was printed, as whole lines."""
+        text = self.kept.getvalue().decode(errors="replace")
+        return text if not text or text.endswith("\n") else f"{text}\n"
+
+
+class _Kept(io.BytesIO):
+    """Keeps bytes, whoever wraps, detaches or closes it; in the end passes them on."""
+
+    passing_on = False
+
+    def write(self, data: Any) -> int:
+        """Keep it, or write it to standard error."""
+        if not self.passing_on:
+            return super().write(data)
+        if sys.stderr:
+            sys.stderr.write(bytes(data).decode(errors="replace"))
+        return len(data)
+
+    def close(self) -> None:
+        """Stay open."""
+
+
+def _folder() -> str | None:
+    with contextlib.suppress(OSError):  # it may be gone
+        return os.getcwd()
+    return None

@@ -122,8 +122,10 @@ def _write(project: Path, kind: str, words: dict[str, str]) -> None:
         f"{words['module']}.py": templates / kind / "module.py.txt",
         f"test_{words['module']}.py": templates / kind / "test.py.txt",
     }
+    made = False
     try:
         project.mkdir()
+        made = True
         for name, template in files.items():
             text = Template(template.read_text(encoding="utf-8")).substitute(words)
             (project / name).write_text(text, encoding="utf-8")
@@ -132,6 +134,10 @@ def _write(project: Path, kind: str, words: dict[str, str]) -> None:
             f"{show_path(project)}: exists already; choose another name or --folder"
         ) from None
     except OSError as error:
+        if made:
+            import shutil
+
+            shutil.rmtree(project, ignore_errors=True)
         raise MusubiError(
             f"{show_path(project)}: cannot be written: {error.strerror or error}"
         ) from error

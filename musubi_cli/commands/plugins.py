@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from musubi_cli.commands.new import new_command
-from musubi_cli.console import current_console, table
+from musubi_cli.console import current_console, show_path, table
 from musubi_cli.plugin_manager import PluginManager
 from musubi_cli.records import PluginRecord
 
@@ -28,6 +28,7 @@ def plugins_command(plugins: PluginManager) -> click.Command:
         """
         if ctx.invoked_subcommand:
             return
+        _visit(ctx.find_root().command, ctx)
         records = plugins.records()
         if json:
             from dataclasses import asdict
@@ -42,10 +43,17 @@ def plugins_command(plugins: PluginManager) -> click.Command:
     return command
 
 
+def _visit(command: click.Command | None, ctx: click.Context) -> None:
+    """Have every command built, since only then some options turn out not to go together."""
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            _visit(command.get_command(ctx, name), ctx)
+
+
 def _lines(records: list[PluginRecord]) -> list[str]:
     rows = [("NAME", "VERSION", "DISTRIBUTION", "STATUS", "ADDS")]
-    rows += [
-        (r.name, r.version, r.distribution, r.status, ", ".join(r.adds) or "-") for r in records
-    ]
-    told = [f"{r.name}: {text}" for r in records for text in (*r.problems, *r.remarks)]
+    for r in records:
+        name, version, distribution = map(show_path, (r.name, r.version, r.distribution))
+        rows.append((name, version, distribution, r.status, ", ".join(r.adds) or "-"))
+    told = [f"{show_path(r.name)}: {text}" for r in records for text in (*r.problems, *r.remarks)]
     return [*table(rows), *(["", *told] if told else [])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +50,9 @@ def check_backend(spec: BackendSpec, **values: Any) -> None:
 
 
 def _check_about(spec: BackendSpec, values: dict[str, Any]) -> None:
-    about = spec.check(**values) if spec.check else {}
+    about = (spec.check(**values) if spec.check else None) or {}
     demand(
-        all(isinstance(text, str) for item in dict(about).items() for text in item),
+        isinstance(about, Mapping) and all(isinstance(t, str) for i in about.items() for t in i),
         f"check of backend {spec.name} gives {about!r}, not texts by what they are about",
     )
 

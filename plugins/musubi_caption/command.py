@@ -18,6 +18,7 @@ from musubi_cli import (
     FormatSpec,
     InputError,
     Offer,
+    PluginError,
     PluginManager,
     Section,
     SectionedCommand,
@@ -56,9 +57,16 @@ def backend_commands(plugins: PluginManager) -> list[click.Command]:
 
 def _backend_command(plugins: PluginManager, backend: Offer[BackendSpec]) -> click.Command | None:
     own = _own_parameters()
-    offers: list[Offer[Any]] = [*plugins.offers("musubi_caption_formats"), backend]
-    offers.sort(key=lambda offer: not offer.built_in)
-    joined = join(own, offers, plugins.refuse)
+    offers: list[Offer[Any]] = [backend, *plugins.offers("musubi_caption_formats")]
+    offers.sort(key=lambda offer: not offer.built_in)  # in its own command the backend comes first
+
+    def refuse(offer: Offer[Any], reason: str) -> None:
+        if offer is backend:
+            plugins.refuse(offer, reason)
+        else:  # with another backend it may go together
+            plugins.object_to(offer, f"with caption {backend.value.name}, {reason}")
+
+    joined = join(own, offers, refuse)
     formats = [offer for offer, _ in joined if isinstance(offer.value, FormatSpec)]
     _output_format(own).type = click.Choice([offer.value.name for offer in formats])
     sections = {id(offer): Section(_title(offer.value), options) for offer, options in joined}
@@ -205,10 +213,17 @@ def _caption(plan: Plan, console: Console, crew: Crew | None) -> Tally:
             console.progress(len(plan.todo), label, rate) as progress,
         ):
             run(plan, tally, progress, crew)
-    except (KeyboardInterrupt, SystemExit):
+    except BaseException as error:
         goes_on = "" if plan.request.overwrite else "; the same command goes on from there"
-        console.note(f"{tally.captioned} captions of this run are kept{goes_on}")
+        if tally.captioned or isinstance(error, KeyboardInterrupt | SystemExit):
+            console.note(f"{tally.captioned} captions of this run are kept{goes_on}")
         raise
+    missing = len(plan.todo) - tally.captioned - len(tally.failed)
+    if missing:
+        raise PluginError(
+            f"captioning ended with {missing} pictures to go and no reason given; "
+            f"that is a bug in {plan.request.origin}, so tell its author"
+        )
     return tally
 
 

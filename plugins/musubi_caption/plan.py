@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,15 @@ from typing import Any
 from musubi_caption.folder import find_pictures, picture_extensions
 from musubi_caption.picture import Fit, silence_pillow
 from musubi_caption.sizes import fit
-from musubi_cli import BackendSpec, FormatSpec, FormatWriter, InputError, obstacle, show_path
+from musubi_cli import (
+    BackendSpec,
+    FormatSpec,
+    FormatWriter,
+    InputError,
+    PluginError,
+    obstacle,
+    show_path,
+)
 
 
 @dataclass(frozen=True)
@@ -89,11 +97,11 @@ def make_plan(request: Request) -> Plan:
     if not pictures:
         raise InputError(_nothing_in(request, unreadable))
     _check_outputs(request.outputs, pictures)
-    about = request.backend.check(**request.values) if request.backend.check else {}
+    about = request.backend.check(**request.values) if request.backend.check else None
     missing = _missing(request, pictures)
     return Plan(
         request=request,
-        about=about,
+        about=about or {},
         pictures=tuple(pictures),
         todo=tuple(missing[: request.limit]),
         done=len(pictures) - len(missing),
@@ -157,5 +165,17 @@ def _check_outputs(outputs: Sequence[Output], pictures: Sequence[Path]) -> None:
 def _missing(request: Request, pictures: Sequence[Path]) -> list[Path]:
     """Pictures that at least one output lacks; all are to be made anew when overwriting."""
     with contextlib.ExitStack() as opened:
-        holdings = [opened.enter_context(output.open()).done() for output in request.outputs]
+        holdings = [
+            _held(opened.enter_context(output.open()), output) for output in request.outputs
+        ]
         return [p for p in pictures if request.overwrite or not all(p in h for h in holdings)]
+
+
+def _held(writer: FormatWriter, output: Output) -> Container[Path]:
+    held = writer.done()
+    if not hasattr(held, "__contains__"):
+        raise PluginError(
+            f"{held!r:.60} cannot be asked for a picture by `in`; "
+            f"that is a bug in {output.origin}, so tell its author"
+        )
+    return held

@@ -68,7 +68,7 @@ def run(
     with contextlib.ExitStack() as opened:
         ledger = Ledger(plan, opened, tally, progress)
         start = perf_counter()
-        captioner = opened.enter_context(plan.request.backend.open(**plan.request.values))
+        captioner = opened.enter_context(_opened(plan))
         ready = perf_counter()
         tally.load_seconds = ready - start
         feed = _feed(plan, crew)
@@ -88,9 +88,25 @@ def run(
 
 def assist(plan: Plan, crew: Crew) -> None:
     """Caption this process's share, and send it to the one that writes."""
-    with plan.request.backend.open(**plan.request.values) as captioner:
+    with _opened(plan) as captioner:
         for result in results(captioner, _feed(plan, crew), plan):
             crew.send(result)
+
+
+@contextlib.contextmanager
+def _opened(plan: Plan) -> Iterator[Captioner]:
+    """The backend, opened.
+
+    Raises:
+        PluginError: it gives no captioner.
+    """
+    opening = plan.request.backend.open(**plan.request.values)
+    if not hasattr(opening, "__enter__"):
+        raise PluginError(f"{opening!r:.60} is no context manager; {_bug_in(plan.request.origin)}")
+    with opening as captioner:
+        if not callable(captioner):
+            raise PluginError(f"{captioner!r:.60} is no captioner; {_bug_in(plan.request.origin)}")
+        yield captioner
 
 
 def _feed(plan: Plan, crew: Crew | None) -> Feed:
@@ -116,12 +132,14 @@ def results(captioner: Captioner, feed: Feed, plan: Plan) -> Iterator[CaptionRes
                 asked[path] = None
                 yield CaptionRequest(path, image, plan.request.prompt, plan.request.max_new_tokens)
 
-    for result in captioner(requests()):
+    answers = captioner(requests())
+    if not hasattr(answers, "__iter__"):
+        raise PluginError(f"{answers!r:.60} are no results; {_bug_in(plan.request.origin)}")
+    for result in answers:
         while unreadable:
             yield unreadable.popleft()
         _check(result, asked, plan.request.origin)
-        empty = not result.caption and result.error is None
-        yield replace(result, error=f"backend {backend} gave nothing for it") if empty else result
+        yield _tidy(result, backend)
     yield from unreadable
     for path in asked:
         yield CaptionResult(path, error=f"backend {backend} gave no answer for it")
@@ -133,13 +151,35 @@ def _check(result: CaptionResult, asked: dict[Path, None], origin: str) -> None:
     Raises:
         PluginError: it is no result, or not one of these.
     """
-    if not isinstance(result, CaptionResult) or not isinstance(result.caption, str | None):
-        raise PluginError(f"{result!r:.60} is no CaptionResult with a text; {_bug_in(origin)}")
+    if fault := _fault(result):
+        raise PluginError(f"{fault}; {_bug_in(origin)}")
     if asked.pop(result.path, result) is result:
         raise PluginError(
             f"{show_path(result.path)}: was answered twice, or without being asked about; "
             f"{_bug_in(origin)}"
         )
+
+
+def _fault(result: CaptionResult) -> str | None:
+    """What is not as the fields of a result have to be."""
+    if not isinstance(result, CaptionResult):
+        return f"a result is of type {type(result).__name__}, not a CaptionResult"
+    wanted = {"path": Path, "caption": str | None, "error": str | None, "tokens": int}
+    for name, kind in wanted.items():
+        if not isinstance(value := getattr(result, name), kind):
+            return f"a CaptionResult's {name} is of type {type(value).__name__}"
+    if result.stop not in ("end", "length"):
+        return f"a CaptionResult's stop is {result.stop!r:.20}, neither end nor length"
+    return None
+
+
+def _tidy(result: CaptionResult, backend: str) -> CaptionResult:
+    """A result with a text that can be written, or an error on one line."""
+    if result.error is not None:
+        return replace(result, error=show_path(" ".join(result.error.split())))
+    if not result.caption:
+        return replace(result, error=f"backend {backend} gave nothing for it")
+    return replace(result, caption=result.caption.encode(errors="replace").decode())
 
 
 def _bug_in(origin: str) -> str:
@@ -198,7 +238,7 @@ class Ledger:
             place = error.filename or output.target
             raise MusubiError(
                 f"{show_path(place)}: cannot be written: {error.strerror or error}; "
-                f"{self._tally.captioned} captions of this run are kept, mend this and run again"
+                "mend this and run again"
             ) from error
 
 

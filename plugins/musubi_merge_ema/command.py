@@ -60,7 +60,7 @@ def ema_command(plugins: PluginManager) -> click.Command:
     schedule.type = click.Choice([offer.value.name for offer in schedules])
 
     def callback(**parameters: Any) -> None:
-        _run(click.get_current_context(), schedules, **parameters)
+        _run(click.get_current_context(), schedules, parameters)
 
     return SectionedCommand(
         "ema",
@@ -112,7 +112,7 @@ def _title(offer: Offer[ScheduleSpec]) -> str:
     return f"Schedule {offer.value.name}{default}: {offer.value.help.rstrip('.')}"
 
 
-def _run(ctx: click.Context, schedules: Schedules, **parameters: Any) -> None:
+def _run(ctx: click.Context, schedules: Schedules, parameters: dict[str, Any]) -> None:
     import json
 
     # No linear algebra to speak of: without its threads numpy loads faster and forking is clean.

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from musubi_cli import InputError, Offer, PluginError, ScheduleSpec
+from musubi_cli import InputError, Offer, PluginError, ScheduleSpec, one_line
 from musubi_merge_ema import checks
 from musubi_merge_ema.checks import Finding
 from musubi_merge_ema.encoding import encode, lay_out
@@ -261,7 +261,7 @@ def _rates(request: Request, files: Sequence[CheckpointFile]) -> tuple[float, ..
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"schedule {offer.value.name} failed with {type(error).__name__}: {error}; "
+            f"schedule {offer.value.name} failed with {one_line(error)}; "
             f"that is a bug in {offer.origin}"
         ) from error
     broken = None

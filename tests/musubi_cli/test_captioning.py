@@ -1,5 +1,6 @@
 """Captioners made of one function: batches, failures, and what is told of them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,6 @@ def caption(tmp_path, monkeypatch, answer="['seen'] * len(requests)", captioner=
 
 
 def test_a_backend_that_prints_does_not_spoil_the_results(tmp_path, monkeypatch):
-    import json
-
     ran = caption(tmp_path, monkeypatch)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["captioned"] == 2
@@ -137,8 +136,18 @@ def test_a_backend_that_prints_does_not_spoil_the_results(tmp_path, monkeypatch)
     ("broken", "told"),
     [
         ({"answer": "['seen']"}, "describe gave 1 captions for 2 pictures"),
-        ({"answer": "[7] * len(requests)"}, "7 is no CaptionResult with a text"),
-        ({"captioner": "lambda requests: (r.path for r in requests)"}, "no CaptionResult"),
+        ({"answer": "[7] * len(requests)"}, "a result is of type int, not a CaptionResult"),
+        (
+            {"captioner": "lambda requests: (r.path for r in requests)"},
+            "a result is of type PosixPath",
+        ),
+        ({"captioner": "None"}, "None is no captioner"),
+        ({"captioner": "lambda requests: None"}, "None are no results"),
+        ({"answer": "[CaptionResult(r.path, ['a']) for r in requests]"}, "caption is of type list"),
+        ({"answer": "[CaptionResult(str(r.path), 'a') for r in requests]"}, "path is of type str"),
+        ({"answer": "[CaptionResult(r.path, 'a', tokens=None) for r in requests]"}, "tokens is"),
+        ({"answer": "[CaptionResult(r.path, 'a', stop='eos') for r in requests]"}, "stop is 'eos'"),
+        ({"captioner": "lambda requests: iter(())"}, "bug in plugin"),
     ],
 )
 def test_a_backend_that_gives_something_else_is_named(broken, told, tmp_path, monkeypatch):
@@ -154,6 +163,48 @@ def test_a_backend_that_crashes_is_named(tmp_path, monkeypatch):
     assert ran.code == 1
     assert "ZeroDivisionError" in ran.err
     assert "This is a bug in plugin bad (musubi-bad 1.2), so tell its author" in ran.err
+
+
+SWALLOWING = """
+from contextlib import contextmanager
+from musubi_cli import BackendSpec, hookimpl
+
+@contextmanager
+def open_bad():
+    try:
+        yield lambda requests: [1 / 0]
+    except ZeroDivisionError:
+        pass
+
+@hookimpl
+def musubi_caption_backends():
+    return [BackendSpec("bad", help="Bad.", open=open_bad)]
+"""
+
+
+def test_a_backend_that_keeps_its_failure_to_itself_is_no_success(tmp_path, monkeypatch):
+    install(tmp_path, "bad", SWALLOWING)
+    write_pictures(tmp_path / "photos", 3)
+    plugins, _ = manager(tmp_path, monkeypatch)
+    options = ["--image_dir", tmp_path / "photos", "-o", tmp_path / "captions.jsonl"]
+    ran = run("caption", "bad", *options, plugins=plugins)
+    assert ran.code == 1
+    assert "captioning ended with 3 pictures to go and no reason given" in ran.err
+    assert "bug in plugin bad (musubi-bad 1.2)" in ran.err
+
+
+def test_an_errors_text_becomes_one_safe_line_and_half_a_character_is_replaced(
+    tmp_path, monkeypatch
+):
+    answer = (
+        "[CaptionResult(requests[0].path, error='a\\nb\\x1b[2J'),"
+        " CaptionResult(requests[1].path, 'cut \\ud83d')]"
+    )
+    ran = caption(tmp_path, monkeypatch, answer=answer)
+    assert ran.code == 3
+    assert json.loads(ran.out)["failed"][0]["error"] == "a b\\x1b[2J"
+    (line,) = (tmp_path / "captions.jsonl").read_text().splitlines()
+    assert json.loads(line)["caption"] == "cut ?"
 
 
 def test_an_empty_caption_is_an_error_of_its_picture(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 
 import pytest
@@ -183,8 +184,8 @@ def test_two_schedules_of_one_name(tmp_path, monkeypatch):
 SPEC = "@hookimpl\ndef musubi_ema_schedules():\n    return [ScheduleSpec({})]\n"
 FAULTS = {
     "no name": ("None, help='x', rates=len", "whose name is None"),
-    "no help": ("'x', help=None, rates=len", "whose help is no text"),
-    "no tuple": ("'x', help='x', rates=len, options=None", "no tuple"),
+    "no help": ("'x', help=None, rates=len", "whose help is None, not a text"),
+    "no tuple": ("'x', help='x', rates=len, options=None", "whose options is None, not a tuple"),
     "an argument among the options": (
         "'x', help='x', rates=len, options=(click.Argument(['y']),)",
         "not a click.Option",
@@ -472,3 +473,269 @@ def test_a_disabled_built_in_takes_its_commands_along(tmp_path, monkeypatch):
     plugins, _ = manager(tmp_path, monkeypatch, disabled={"merge-ema"})
     assert "merge" not in run("--help", plugins=plugins).out
     assert records(plugins)["merge-ema"].status == "disabled"
+
+
+def damaged(folder, name, file, content):
+    """A distribution with one file of its metadata as given."""
+    info = folder / f"{name}-3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 3\n")
+    (info / file).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[console_scripts]\nthis line is broken\n", b"\xff\xfe", b"[unfinished\n"]
+)
+def test_another_packages_damaged_entry_points_do_not_matter(content, tmp_path):
+    damaged(tmp_path, "foreign", "entry_points.txt", content)
+    install(tmp_path, "still", schedule("still", "stillness"))
+    ran = installed("merge", "ema", "--help", env={"PYTHONPATH": str(tmp_path)})
+    assert "--stillness" in ran.out
+    assert ran.err == ""
+
+
+def test_a_plugins_damaged_entry_points_are_named(tmp_path):
+    damaged(tmp_path, "musubi-torn", "entry_points.txt", b"[musubi]\nthis line is broken\n")
+    ran = installed("plugins", env={"PYTHONPATH": str(tmp_path)})
+    assert ran.code == 0
+    (line,) = ran.err.splitlines()
+    assert "(musubi-torn 3): its entry_points.txt cannot be read" in line
+    assert "reinstall musubi-torn" in ran.out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"Name: musubi-a\nAuthor: M\xfcller\n", b"Name: x\nRequires-Dist: musubi>=>=1\n"],
+)
+def test_a_plugin_with_damaged_metadata_works(content, tmp_path):
+    install(tmp_path, "a", schedule("still", "stillness"))
+    (tmp_path / "musubi_a-1.2.dist-info" / "METADATA").write_bytes(content)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    assert "--stillness" in installed("merge", "ema", "--help", env=environment).out
+    ran = installed("plugins", env=environment)
+    assert (ran.code, ran.err) == (0, "")
+    assert "schedule still" in ran.out
+
+
+STRANGE = {
+    "a skipped module's exception": (
+        "class Skipped(BaseException): pass\nraise Skipped('no yaml')\n",
+        "Skipped: no yaml",
+    ),
+    "an exception that cannot be told": (
+        "class Mute(Exception):\n    def __str__(self): 1 / 0\nraise Mute\n",
+        "Mute; update or uninstall",
+    ),
+    "an odd missing module": ("raise ModuleNotFoundError('x', name=7)\n", "ModuleNotFoundError: x"),
+    "a long exception of several lines": ("raise ValueError('a\\n\\x1b' * 9999)\n", "a \\x1ba"),
+    "a hook that raises what the host raises": (
+        IMPORTS
+        + "from musubi_cli import PluginError\n"
+        + "@hookimpl\ndef musubi_ema_schedules():\n    raise PluginError('mine')\n",
+        "its musubi_ema_schedules failed: PluginError: mine",
+    ),
+    "an object without a hash": (
+        "import sys\nclass P:\n    __eq__ = lambda *_: True\nsys.modules[__name__] = P()\n",
+        "unhashable",
+    ),
+    "an option that cannot be left away": (
+        IMPORTS
+        + SPEC.format(
+            "'x', help='x', rates=len, options=(click.Option(['--y'], default='abc', type=int),)"
+        ),
+        "whose options cannot be left away: Invalid value for '--y'",
+    ),
+    "an option whose default raises": (
+        IMPORTS
+        + SPEC.format(
+            "'x', help='x', rates=len, options=(click.Option(['--y'], default=lambda: 1 / 0),)"
+        ),
+        "its musubi_ema_schedules failed: ZeroDivisionError",
+    ),
+    "an option that ends the process": (
+        IMPORTS
+        + SPEC.format(
+            "'x', help='x', rates=len, options=(click.Option(['--y'], "
+            "callback=lambda c, p, v: c.exit(0)),)"
+        ),
+        "whose options cannot be left away: it ends",
+    ),
+    "an option with another prefix": (
+        IMPORTS + SPEC.format("'x', help='x', rates=len, options=(click.Option(['/y']),)"),
+        "needs a spelling such as --x_rate",
+    ),
+    "rates that are no function": (
+        IMPORTS + SPEC.format("'x', help='x', rates=7"),
+        "x, whose rates is 7, not a function",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_strange_plugin_with(kind, tmp_path):
+    source, told = STRANGE[kind]
+    install(tmp_path, "bad", source)
+    install(tmp_path, "good", schedule("still", "stillness"))
+    environment = {"PYTHONPATH": str(tmp_path)}
+    ran = installed("merge", "ema", "--help", env=environment)
+    assert ran.code == 0
+    assert "--stillness" in ran.out
+    (line,) = ran.err.splitlines()
+    assert line.startswith("Warning: plugin bad (musubi-bad 1.2): ")
+    assert told in line
+    assert len(line) < 800
+
+
+def test_a_plugin_without_truth_is_a_plugin_of_its_own(tmp_path, monkeypatch):
+    source = schedule("still", "stillness") + (
+        "import sys, types\n"
+        "class Falsy(types.ModuleType):\n    def __bool__(self): return False\n"
+        "sys.modules[__name__].__class__ = Falsy\n"
+    )
+    install(tmp_path, "a", source)
+    plugins, reported = manager(tmp_path, monkeypatch)
+    assert records(plugins)["a"].adds == ("schedule still",)
+    assert records(plugins)["caption"].adds == ("command caption", "format jsonl", "format text")
+    assert reported == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')\n",
+        "import sys\nsys.stdout.close()\n",
+        "import sys\nsys.stdout.detach()\n",
+        "import os\nos.chdir('/')\n",
+        "import warnings\nwarnings.warn('old\\nthing')\n",
+        "import logging, sys\nlogging.basicConfig(stream=sys.stdout)\nlogging.warning('x')\n",
+    ],
+)
+def test_what_a_plugin_does_to_the_process_while_loading_harms_nobody(line, tmp_path):
+    install(tmp_path, "bad", line + schedule("still", "stillness"))
+    run_of(tmp_path, 2)
+    names = ["fox-000001.safetensors", "fox-000002.safetensors"]
+    ran = installed(
+        *("merge", "ema", *names, "-o", "out.safetensors", "--stillness=0.2", "--json"),
+        env={"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["schedule"] == "still"
+    assert (tmp_path / "out.safetensors").exists()
+
+
+BUSY = """
+import os, subprocess
+def rates(checkpoints):
+    os.write(1, b"past Python")
+    subprocess.run(["echo", "a child"])
+    print("plainly")
+    return [0.5] * (len(checkpoints) - 1)
+
+@hookimpl
+def musubi_ema_schedules():
+    return [ScheduleSpec("busy", help="Busy.", rates=rates)]
+"""
+
+
+def test_a_schedule_that_prints_past_python_does_not_spoil_the_results(tmp_path):
+    install(tmp_path, "busy", IMPORTS + BUSY)
+    ran = installed(
+        *("merge", "ema", *run_of(tmp_path, 2), "-o", tmp_path / "o", "--schedule=busy"),
+        *("--dry_run", "--json"),
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    assert json.loads(ran.out)["schedule"] == "busy"
+    assert all(word in ran.err for word in ("past Python", "a child", "plainly"))
+
+
+BROKEN_COMMANDS = """
+@hookimpl
+def musubi_commands():
+    torn, looped = click.Command("torn"), click.Group("looped")
+    torn.params = None
+    looped.add_command(looped)
+    return [torn, looped, click.Command("whole", callback=lambda: click.echo("whole"))]
+"""
+
+
+def test_damaged_commands_are_refused_and_the_others_work(tmp_path):
+    install(tmp_path, "a", IMPORTS + BROKEN_COMMANDS)
+    ran = installed("whole", env={"PYTHONPATH": str(tmp_path)})
+    assert ran.out == "whole\n"
+    torn, looped = ran.err.splitlines()
+    assert "(musubi-a 1.2): command torn is refused: TypeError" in torn
+    assert "(musubi-a 1.2): command looped is refused: RecursionError" in looped
+
+
+FORMAT = """
+import contextlib
+from musubi_cli import BackendSpec, FormatSpec, stateless
+
+@hookimpl
+def musubi_caption_{kind}s():
+    option = click.Option(["--{option}"], default="x")
+    return [{spec}("{name}", help="Made up.", open={open}, options=(option,))]
+"""
+AS_FORMAT = {"kind": "format", "spec": "FormatSpec", "open": "contextlib.nullcontext"}
+AS_BACKEND = {"kind": "backend", "spec": "BackendSpec", "open": "stateless(lambda r, tint: ['x'])"}
+
+
+def test_a_backend_comes_first_in_its_own_command(tmp_path, monkeypatch):
+    backend = FORMAT.format(name="seer", option="tint", **AS_BACKEND)
+    other = FORMAT.format(name="poet", option="rhyme", **AS_BACKEND)
+    install(tmp_path, "a", IMPORTS + FORMAT.format(name="tinted", option="tint", **AS_FORMAT))
+    install(tmp_path, "b", IMPORTS + backend)
+    install(tmp_path, "c", IMPORTS + other)
+    plugins, reported = manager(tmp_path, monkeypatch)
+    helped = run("caption", "seer", "--help", plugins=plugins).out
+    assert "Backend seer" in helped
+    assert "Format tinted" not in helped
+    assert "Format tinted" in run("caption", "poet", "--help", plugins=plugins).out
+    (line,) = reported
+    assert line.startswith("plugin a (musubi-a 1.2): with caption seer, tinted is refused: its")
+    assert "plugin b (musubi-b 1.2)" in line
+
+
+def test_what_goes_wrong_in_a_command_below_another_is_listed_too(tmp_path):
+    install(tmp_path, "a", IMPORTS + FORMAT.format(name="bad", option="prompt", **AS_FORMAT))
+    ran = installed("plugins", env={"PYTHONPATH": str(tmp_path)})
+    assert ran.code == 0
+    assert "its option --prompt belongs to the command itself already" in ran.out
+    strict = {"PYTHONPATH": str(tmp_path), "MUSUBI_STRICT_PLUGINS": "1"}
+    assert installed("plugins", env=strict).code == 1
+
+
+def test_settings_of_an_absent_plugin_harm_no_other_command(tmp_path):
+    (tmp_path / "musubi.toml").write_text("[merge.ema]\nhalf_life = 2\n[gone]\nx = 1\n")
+    ran = installed("caption", "--help", cwd=tmp_path)
+    assert ran.code == 0
+    ran = installed("merge", "ema", "x", "-o", "y", cwd=tmp_path)
+    assert ran.code == 2
+    assert "'half_life' is no option of merge ema" in ran.err
+
+
+LINGERING = """
+import threading, time
+@hookimpl
+def musubi_commands():
+    def work():
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        print("ready", flush=True)
+        time.sleep(60)
+    return [click.Command("linger", callback=work)]
+"""
+
+
+def test_an_interruption_ends_the_process_in_spite_of_a_plugins_threads(tmp_path):
+    install(tmp_path, "a", IMPORTS + LINGERING)
+    process = subprocess.Popen(
+        [COMMAND, "linger"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    process.stdout.close()
