@@ -53,7 +53,7 @@ def json_lines(
             keys are one.
         MusubiError: at the end, if there is no room for renewed captions; all stays on disk.
     """
-    if len({picture, caption, stop}) < 3:
+    if len({picture, caption, stop} - {_PICTURE, _REPLACES}) < 3:
         raise InputError(f"{show_path(target)}: picture and caption need keys of their own")
     layout = Layout(picture, caption, stop, target.parent, beside=beside)
     writer = JsonLinesWriter(target, layout)
@@ -74,8 +74,8 @@ def picture_key(path: str | os.PathLike[str]) -> str:
     """
     folder, name = os.path.split(path)
     try:
-        return os.path.join(_real_folder(os.path.abspath(folder)), name)
-    except ValueError:  # no name that any file could have
+        return os.path.join(_real_folder(os.path.join(os.getcwd(), folder)), name)
+    except (OSError, ValueError):  # the working directory is gone; no name that a file could have
         return os.fspath(path)
 
 
@@ -120,7 +120,10 @@ class Layout:
     def _path(self, path: Path) -> str:
         if not self.beside:
             return str(path)
-        return os.path.relpath(path, self.folder).replace(os.sep, "/")
+        relative = os.path.relpath(path, self.folder)
+        if relative.startswith(os.pardir):  # which may be wrong where a folder is a link
+            relative = os.path.relpath(picture_key(path), os.path.realpath(self.folder))
+        return relative.replace(os.sep, "/")
 
 
 class JsonLinesWriter(Container[Path]):
@@ -141,8 +144,17 @@ class JsonLinesWriter(Container[Path]):
         self._renewed = Lines(renewed_file(path), keys)
         self._main.check()
         self._renewed.check()
-        self._renewed.entries()  # somebody else's file in its place is told of now
+        self._check_renewed()
         self._held = self._captions(self._main.entries())
+
+    def _check_renewed(self) -> None:
+        """Refuse renewed lines that could not be put in place, before anything is done."""
+        needed = {_PICTURE, _REPLACES, self._layout.caption}
+        if any(entry and not needed <= {*entry} for entry in self._renewed.entries()):
+            raise InputError(
+                f"{show_path(self._renewed.path)}: holds captions of a run with other options; "
+                "finish that run with its options, or move the file away"
+            )
 
     def done(self) -> Container[Path]:
         """The pictures that have a line, whichever way their paths are written."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -196,16 +197,18 @@ def write_all(descriptor: int, content: bytes) -> None:
 
 def _is_torn(line: bytes, error: ValueError, key: str) -> bool:
     """Whether a line is one of ours, right up to its end and cut off there."""
-    start = b"{" + json.dumps(key, ensure_ascii=False).encode()
-    if not (line.startswith(start) or start.startswith(line)):
+    starts = [encode({key: ""})[:-4], b"{" + json.dumps(key).encode()]
+    if not any(line.startswith(start) or start.startswith(line) for start in starts):
         return False
     if isinstance(error, UnicodeDecodeError):
         return error.reason == "unexpected end of data"
     if not isinstance(error, json.JSONDecodeError):
         return False
+    if error.msg.startswith("Invalid \\u"):
+        return re.search(r"\\u[0-9a-fA-F]{0,4}$", error.doc) is not None
     rest = error.doc[error.pos :]
-    unfinished = error.msg.startswith(("Unterminated string", "Invalid \\u"))
-    return unfinished or any(word.startswith(rest) for word in ("null", "true", "false"))
+    words = any(word.startswith(rest) for word in ("null", "true", "false"))
+    return error.msg.startswith("Unterminated string") or words
 
 
 def _lock(descriptor: int, path: Path) -> None:

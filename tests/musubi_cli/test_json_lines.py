@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pictures import plain
 
-from musubi_cli import CaptionResult, InputError, json_lines
+from musubi_cli import CaptionResult, InputError, json_lines, picture_key
 from musubi_cli.json_lines import JsonLinesWriter, Layout
 
 
@@ -212,3 +212,70 @@ def test_a_torn_line_of_another_layout_is_not_ours_to_drop(tmp_path):
         pass
     path.write_text('{"file_name": "a.png", "text": "x"}\n{"file_name": "b.p')
     assert len(paths_in(path, tmp_path / "b.png", picture="file_name", caption="text")) == 2
+
+
+def test_a_line_with_a_key_in_any_script_is_mended_wherever_it_is_torn(tmp_path):
+    path = tmp_path / "c.jsonl"
+    entry = {"bild_\u00fc": "a.png", "text": "x"}
+    for whole in (json.dumps(entry), json.dumps(entry, ensure_ascii=False)):
+        torn = whole.encode()
+        for length in range(len(torn)):
+            path.write_bytes(b'{"text": "z"}\n' + torn[:length])
+            assert (
+                len(paths_in(path, tmp_path / "b.png", picture="bild_\u00fc", caption="text")) == 2
+            )
+
+
+def test_a_line_by_hand_with_a_wrong_escape_is_not_cut_off(tmp_path):
+    path = tmp_path / "c.jsonl"
+    by_hand = '{"image_path": "C:\\users\\b.png", "caption": "a long caption by hand"}'
+    path.write_text('{"caption": "z"}\n' + by_hand)
+    with pytest.raises(InputError, match="line 2 is no caption"):
+        writer_of(path)
+    assert path.read_text().endswith(by_hand)
+
+
+def test_a_path_through_a_link_and_up_is_the_picture_that_the_system_finds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/deep")
+    assert picture_key("link/../a.png") == picture_key("far/a.png")
+    assert picture_key("link/../a.png") != picture_key("a.png")
+
+
+def test_paths_beside_a_linked_file_lead_to_the_picture(tmp_path):
+    (tmp_path / "data" / "set").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("data/set")
+    picture = plain(tmp_path / "data" / "set" / "a.png")
+    layout = {"picture": "file_name", "caption": "text", "beside": True}
+    (line,) = paths_in(tmp_path / "link" / "m.jsonl", picture, **layout)
+    assert line["file_name"] == "a.png"
+    with json_lines(tmp_path / "data" / "set" / "m.jsonl", **layout) as writer:
+        assert picture in writer.done()
+
+
+def test_renewed_captions_under_another_key_are_not_lost(tmp_path):
+    path = tmp_path / "c.jsonl"
+    first = writer_of(path)
+    first.write(CaptionResult(tmp_path / "a.png", "old"))
+    first.close()
+    interrupted_overwrite(path, "a.png")
+    with (
+        pytest.raises(InputError, match="other options; finish that run with its options"),
+        json_lines(path, picture="image_path", caption="tags"),
+    ):
+        pass
+    writer_of(path)
+    later = writer_of(path)
+    later.write(CaptionResult(tmp_path / "b.png", "b"))
+    later.close()
+    assert [line["caption"] for line in lines(path)] == ["new", "b"]
+
+
+@pytest.mark.parametrize("keys", [("a", "a"), ("a", "musubi_picture"), ("musubi_replaces", "b")])
+def test_keys_that_would_meet_are_refused(tmp_path, keys):
+    with (
+        pytest.raises(InputError, match="keys of their own"),
+        json_lines(tmp_path / "c.jsonl", picture=keys[0], caption=keys[1]),
+    ):
+        pass
