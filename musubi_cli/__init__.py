@@ -3,7 +3,7 @@
 Names listed in `__all__` are the public API; everything else may change without notice.
 """
 
-from musubi_cli.captioning import in_batches, stateless
+from musubi_cli.captioning import in_batches, in_flight, stateless
 from musubi_cli.console import (
     Console,
     bar,
@@ -59,6 +59,7 @@ __all__ = [
     "current_console",
     "hookimpl",
     "in_batches",
+    "in_flight",
     "join",
     "json_lines",
     "obstacle",

@@ -1,4 +1,4 @@
-"""The simple captioner: one function, so many pictures in, as many captions out."""
+"""Captioners made of one function: a few pictures at once, or many requests under way."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def in_batches(describe: Describe, size: int = 8) -> Captioner:
     >>> [r.caption for r in captioner(Request(prompt="see", path=name) for name in "abc")]
     ['see a', 'see b', 'see c']
     """
+    if size < 1:
+        raise ValueError(f"a batch of {size} pictures describes none")
 
     def captioner(requests: Iterable[CaptionRequest]) -> Iterator[CaptionResult]:
         stream = iter(requests)
@@ -38,6 +40,64 @@ def in_batches(describe: Describe, size: int = 8) -> Captioner:
             yield from _answer(describe, batch)
 
     return captioner
+
+
+def in_flight(
+    describe: Callable[[CaptionRequest], str | CaptionResult], size: int = 16
+) -> Captioner:
+    """Make a captioner of a function that asks a server about one picture.
+
+    Up to `size` requests are under way at once, each in a thread of its own, and answers come as
+    they are ready. The threads do not keep the process alive when the run is interrupted.
+
+    Args:
+        describe: called in several threads at once; gives a text, or a `CaptionResult` where there
+            is more to say. A `MusubiError` that it raises ends the run, anything else is the
+            picture's error.
+        size: how many requests at once.
+
+    >>> from types import SimpleNamespace as Request
+    >>> captioner = in_flight(lambda request: f"seen {request.path}", size=2)
+    >>> sorted(result.caption for result in captioner(Request(path=name) for name in "abc"))
+    ['seen a', 'seen b', 'seen c']
+    """
+
+    def captioner(requests: Iterable[CaptionRequest]) -> Iterator[CaptionResult]:
+        from queue import SimpleQueue
+        from threading import Thread
+
+        answers: SimpleQueue[CaptionResult | MusubiError] = SimpleQueue()
+
+        def ask(request: CaptionRequest) -> None:
+            try:
+                answer = describe(request)
+                answers.put(_result(request, answer))
+            except MusubiError as error:
+                answers.put(error)
+            except BaseException as error:  # an unanswered request would be waited for
+                answers.put(CaptionResult(request.path, error=one_line(error)))
+
+        under_way = 0
+        for request in requests:
+            while under_way == size or not answers.empty():
+                yield _told(answers.get())
+                under_way -= 1
+            Thread(target=ask, args=[request], daemon=True).start()
+            under_way += 1
+        for _ in range(under_way):
+            yield _told(answers.get())
+
+    return captioner
+
+
+def _told(answer: CaptionResult | MusubiError) -> CaptionResult:
+    if isinstance(answer, MusubiError):
+        raise answer
+    return answer
+
+
+def _result(request: CaptionRequest, caption: str | CaptionResult) -> CaptionResult:
+    return CaptionResult(request.path, caption) if isinstance(caption, str) else caption
 
 
 def stateless(
@@ -81,9 +141,9 @@ def _results(
 ) -> Iterator[CaptionResult]:
     if len(captions) != len(batch):
         function = describe.func if isinstance(describe, partial) else describe
+        named = function if hasattr(function, "__qualname__") else type(function)
         raise PluginError(
-            f"{function.__module__}.{function.__qualname__} gave {len(captions)} captions for "
+            f"{named.__module__}.{named.__qualname__} gave {len(captions)} captions for "
             f"{len(batch)} pictures; tell the author of its plugin"
         )
-    for request, caption in zip(batch, captions, strict=True):
-        yield CaptionResult(request.path, caption) if isinstance(caption, str) else caption
+    yield from map(_result, batch, captions)

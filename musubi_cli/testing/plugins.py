@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -18,8 +19,9 @@ def check_plugin(name: str) -> None:
     Raises:
         AssertionError: with what `musubi plugins` says about it.
     """
-    command = [sys.executable, "-m", "musubi_cli", "plugins", "--json"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "musubi_cli", "--config", os.devnull, "plugins", "--json"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MUSUBI_")}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     demand(ran.returncode == 0, f"musubi plugins failed: {ran.stderr}")
     records = {record["name"]: record for record in json.loads(ran.stdout)}
     demand(name in records, f"no plugin {name} is installed; there are {', '.join(records)}")

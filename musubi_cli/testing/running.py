@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,7 +58,21 @@ def run(
         foreign = [name for name in os.environ if name.startswith("MUSUBI_")]
         variables = {**dict.fromkeys(foreign), **variables}
     root = build_cli(plugins or PluginManager())
-    result = CliRunner().invoke(root, typed, prog_name="musubi", env=variables)
+    with _own_signal_handlers():
+        result = CliRunner().invoke(root, typed, prog_name="musubi", env=variables)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Ran(result.exit_code, result.stdout, result.stderr)
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Put back the handlers that a run replaces, so that Ctrl-C still ends the tests."""
+    numbers = [n for name in ("SIGINT", "SIGTERM", "SIGHUP") if (n := getattr(signal, name, None))]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread, where nothing is replaced
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from strangers import install, manager
 
-from musubi_cli import CaptionRequest, CaptionResult, InputError, PluginError, in_batches, stateless
+from musubi_cli import (
+    CaptionRequest,
+    CaptionResult,
+    InputError,
+    PluginError,
+    in_batches,
+    in_flight,
+    stateless,
+)
 from musubi_cli.testing import run, write_pictures
 
 
@@ -76,6 +84,71 @@ def test_what_more_pictures_will_not_mend_ends_the_run():
 def test_a_result_says_more_than_a_text():
     cut = CaptionResult(Path("0.png"), "a fox and", stop="length", tokens=9)
     assert list(in_batches(lambda _: [cut])(requests(1))) == [cut]
+
+
+def test_requests_are_under_way_at_once_and_answers_come_as_they_are_ready():
+    import threading
+
+    together, release = threading.Barrier(3), threading.Event()
+    taken = []
+
+    def stream():
+        for request in requests(5):
+            taken.append(request)
+            yield request
+
+    def ask(request):
+        if request.path.name in ("0.png", "1.png", "2.png"):
+            together.wait(10)
+        if request.path.name == "0.png":
+            release.wait(10)
+        if request.path.name == "3.png":
+            raise OSError("HTTP 400")
+        return CaptionResult(request.path, "seen", tokens=2)
+
+    answers = in_flight(ask, size=3)(stream())
+    first = [next(answers) for _ in range(4)]
+    assert "0.png" not in {answer.path.name for answer in first}
+    assert [a.error for a in first if a.path.name == "3.png"] == ["OSError: HTTP 400"]
+    release.set()
+    assert [answer.path.name for answer in answers] == ["0.png"]
+
+
+def test_no_more_requests_are_taken_than_can_be_under_way():
+    taken = []
+
+    def stream():
+        for request in requests(50):
+            taken.append(request)
+            yield request
+
+    answers = in_flight(lambda _: "seen", size=4)(stream())
+    for count, _ in enumerate(answers, 1):
+        assert len(taken) <= count + 5
+    assert count == 50
+
+
+def test_a_server_that_is_gone_ends_the_run():
+    def ask(_):
+        raise InputError("the server is down; start it")
+
+    with pytest.raises(InputError, match="the server is down"):
+        list(in_flight(ask)(requests(3)))
+
+
+class Describer:
+    def __call__(self, _):
+        return ["one"]
+
+
+def test_an_object_that_describes_is_named_by_its_class():
+    with pytest.raises(PluginError, match=r"Describer gave 1 captions for 2 pictures"):
+        list(in_batches(Describer())(requests(2)))
+
+
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="a batch of 0 pictures"):
+        in_batches(Describer(), size=0)
 
 
 @pytest.mark.parametrize("given", [0, 2, 4])

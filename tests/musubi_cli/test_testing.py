@@ -12,7 +12,15 @@ from models import SCENES
 
 from musubi_caption.jsonl import JSONL
 from musubi_caption.text import TEXT
-from musubi_cli import BackendSpec, CaptionResult, FormatSpec, ScheduleSpec, in_batches
+from musubi_cli import (
+    BackendSpec,
+    CaptionResult,
+    FormatSpec,
+    InputError,
+    ScheduleSpec,
+    in_batches,
+    in_flight,
+)
 from musubi_cli.testing import (
     check_backend,
     check_format,
@@ -50,8 +58,15 @@ def test_our_own_backend_passes():
     check_backend(spec, model_path=Path(SCENES), batch_size=4)
 
 
+def refuse(checkpoints):
+    raise click.UsageError(f"no run of {len(checkpoints)}")
+
+
 SCHEDULES = {
-    "one rate too many": (lambda c: [0.5] * len(c), "gives 2 rates for 2 checkpoints, not 1"),
+    "one rate too many": (
+        lambda c: [0.5] * len(c),
+        "gives 2 rates for 2 checkpoints of a plain run, not 1",
+    ),
     "a rate above one": (lambda c: [len(c) / 40] * (len(c) - 1), "the rate 1.025 for 41"),
     "no number": (lambda c: ["0.5"] * (len(c) - 1), "the rate '0.5'"),
     "not a number": (lambda c: [float("nan")] * (len(c) - 1), "the rate nan"),
@@ -63,7 +78,13 @@ SCHEDULES = {
         lambda c: [c[-1].metadata.clear() or 0.5] * (len(c) - 1),
         "changes the checkpoints",
     ),
-    "a dropped checkpoint": (lambda c: [0.5] * (len(c) - 1 + (c.pop() is None)), "changes the"),
+    "a dropped checkpoint": (lambda c: c.pop() and [], "has no attribute 'pop'"),
+    "nothing": (lambda _: None, "fails for 2 checkpoints of a plain run: TypeError"),
+    "a division by its steps": (
+        lambda c: [1 / (c[-1].step - c[0].step)] * (len(c) - 1),
+        "fails for 2 checkpoints that tell nothing: TypeError",
+    ),
+    "a refusal of a plain run": (refuse, "of a plain run: UsageError: no"),
 }
 
 
@@ -135,9 +156,22 @@ BACKENDS = {
     "answers for another": (confused, "answers for elsewhere.png, unasked"),
     "gives both": (undecided, "one of the two"),
     "gives texts": (lambda rs: (str(r.path) for r in rs), "not a CaptionResult"),
+    "counts no tokens": (
+        lambda rs: (CaptionResult(r.path, "x", tokens=None) for r in rs),
+        r"gives None \(NoneType\) as tokens",
+    ),
+    "gives paths as texts": (
+        lambda rs: (CaptionResult(str(r.path), "x") for r in rs),
+        "must be the request's own",
+    ),
+    "says an error at length": (
+        lambda rs: (CaptionResult(r.path, error="a\nb") for r in rs),
+        "an error of several lines",
+    ),
+    "gives nothing": (lambda _: None, "gives None, no results"),
     "gives up": (
         lambda rs: (CaptionResult(r.path, error="no") for r in rs),
-        "picture-1.png was not described",
+        "does not describe picture-1.png",
     ),
     "falls over a bad picture": (in_one_go, "suffers from another picture that is damaged"),
 }
@@ -150,13 +184,45 @@ def test_a_backend_is_found_out_that(kind):
         check_backend(backend(answer))
 
 
-def test_a_backend_that_raises_fails_with_its_own_exception():
-    with pytest.raises(OSError, match="truncated"):
+def test_a_backend_that_raises_for_one_picture_is_found_out():
+    with pytest.raises(AssertionError, match="all of it, for one damaged picture: OSError: image"):
         check_backend(backend(see))
 
 
 def test_a_function_is_a_sound_backend_by_batches():
     check_backend(backend(in_batches(lambda rs: [str(r.image.getpixel((0, 0))) for r in rs], 4)))
+
+
+def test_a_function_is_a_sound_backend_in_flight():
+    check_backend(backend(in_flight(lambda r: str(r.image.getpixel((0, 0))), 4)))
+
+
+def test_a_backend_that_takes_everything_before_it_answers_is_found_out():
+    def greedy(requests):
+        yield from in_batches(lambda rs: [str(r.path) for r in rs])(list(requests))
+
+    with pytest.raises(AssertionError, match="takes 512 requests before its first answer"):
+        check_backend(backend(greedy))
+
+
+def test_a_child_process_left_behind_by_an_interruption_is_found_out():
+    import subprocess
+
+    started = []
+
+    @contextlib.contextmanager
+    def opened():
+        started.append(subprocess.Popen(["sleep", "60"]))
+        yield in_batches(lambda rs: [str(r.path) for r in rs])
+        started[-1].kill()
+
+    try:
+        with pytest.raises(AssertionError, match="leaves child processes behind"):
+            check_backend(BackendSpec("bad", help="Bad.", open=opened))
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def test_threads_left_behind_are_found_out():
@@ -181,48 +247,76 @@ def relative(name):
     return Path(os.path.relpath(name)) if name.startswith("/") else Path(name)
 
 
+REWRITING = {"rewrites", "writes over others"}
+
+
 class Lines:
-    """Appends lines; its faults are switched on one by one."""
+    """Keeps lines in one file; its faults are switched on one by one."""
 
     def __init__(self, path, faults):
         self.path, self.faults = path, faults
         self.rows = {}
-        if path.exists():
-            for line in path.read_text().split("\n")[:-1]:
-                name, _, caption = line.partition("\t")
-                self.rows[name] = caption
+        self.kept_open = None
+        for line in path.read_text().split("\n")[:-1] if path.exists() else ():
+            name, tab, caption = line.partition("\t")
+            if not tab and "writes over others" not in faults:
+                raise InputError(f"{path}: is none of ours")
+            self.rows[name] = caption
 
     def key(self, path):
-        return str(path) if "as typed" in self.faults else str(path.absolute())
+        if "as typed" in self.faults:
+            return str(path)
+        return path.name if "by name" in self.faults else str(path.absolute())
 
     def done(self):
         if "touches" in self.faults:
             self.path.touch()
-        return [f(name) for name in self.rows for f in (Path, relative)]
+        return (
+            self
+            if "by name" in self.faults
+            else [Path(name) for key in self.rows for name in (key, relative(key))]
+        )
+
+    def __contains__(self, picture):
+        return picture.name in self.rows
 
     def write(self, result):
+        caption = "x" if "the same always" in self.faults else repr(result.caption)
         known = self.key(result.path) in self.rows
-        self.rows[self.key(result.path)] = repr(result.caption)
+        self.rows[self.key(result.path)] = caption
+        if "harms pictures" in self.faults:
+            result.path.unlink()
         if "in memory" in self.faults:
             return
-        rows = [(self.key(result.path), repr(result.caption))]
-        mode = "a"
-        if (known and "doubles" not in self.faults) or "rewrites" in self.faults:
-            rows, mode = [*self.rows.items()], "w"
+        if "never flushed" in self.faults and not known:
+            self.kept_open = self.kept_open or self.path.open("a")
+            self.kept_open.write(f"{self.key(result.path)}\t{caption}\n")
+        elif (known and "doubles" not in self.faults) or self.faults & REWRITING:
+            self.write_all("w", self.rows.items())
+        else:
+            self.write_all("a", [(self.key(result.path), caption)])
+
+    def write_all(self, mode, rows):
         with self.path.open(mode) as out:
             out.writelines(f"{name}\t{caption}\n" for name, caption in rows)
 
     def close(self):
+        if self.kept_open:
+            self.kept_open.close()
         if "in memory" in self.faults and self.rows:
-            with self.path.open("w") as out:
-                out.writelines(f"{name}\t{caption}\n" for name, caption in self.rows.items())
+            self.write_all("w", self.rows.items())
 
 
 FORMATS = {
     "touches": "changes files by being opened",
+    "writes over others": "writes over somebody else's file",
     "as typed": "does not know a picture by its absolute path",
+    "by name": "takes a picture for its namesake in another folder",
+    "the same always": "writes the same whatever the caption is",
+    "harms pictures": "harms the picture photos/picture-001.png",
     "doubles": "a caption that is written again is not replaced",
     "in memory": "has lost photos/picture-001.png after a kill between two writes",
+    "never flushed": "has lost photos/picture-001.png after a kill between two writes",
     "rewrites": "has lost photos/picture-001.png after a kill within a write",
     "nothing more than tears": "differs after a kill within a write",
 }
@@ -251,3 +345,31 @@ def test_a_run_heeds_no_settings_but_those_of_the_test(tmp_path, monkeypatch):
     plan = json.loads(run("--config", settings, *merge, env={"MUSUBI_MERGE_EMA_SORT": "step"}).out)
     assert plan["files"][1]["decay_rate"] == 0.25
     assert "step" in str(plan["order"])
+
+
+def test_a_run_leaves_ctrl_c_to_the_tests():
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    run("plugins")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_failure_in_a_child_process_is_told():
+    class Failing(Lines):
+        written = 0
+
+        def write(self, result):
+            super().write(result)
+            Failing.written += 1
+            if os.getpid() != here:
+                raise ValueError("only in the child")
+
+    here = os.getpid()
+
+    @contextlib.contextmanager
+    def opened(target):
+        yield Failing(target, set())
+
+    with pytest.raises(AssertionError, match="ValueError: only in the child"):
+        check_format(FormatSpec("bad", help="Bad.", open=opened))
