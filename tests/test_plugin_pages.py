@@ -1,12 +1,19 @@
 """The pages for plugin authors: each block in them is run, the reference is that of the code."""
 
+import base64
 import dataclasses
 import importlib.util
+import io
+import json
 import re
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from environments import ROOT, SAMPLES
+from PIL import Image
+from strangers import install, manager
 
 import musubi_cli
 from musubi_cli import hookspecs, specs, testing
@@ -93,6 +100,58 @@ def test_a_field_without_a_word_about_it_is_found_out(monkeypatch):
     monkeypatch.setattr(musubi_cli, "BackendSpec", Silent)
     with pytest.raises(KeyError, match="field"):
         reference.render(PAGES["backend"])
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers as an OpenAI-compatible server does; narrow pictures are too much for it."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        (message,) = asked["messages"]
+        text, picture = message["content"]
+        data = picture["image_url"]["url"].partition("base64,")[2]
+        width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
+        self.send_response(200 if width >= height else 400)
+        self.end_headers()
+        caption = f"{text['text']}: {width}x{height}, {asked['max_tokens']}"
+        choice = {"finish_reason": "length", "message": {"content": caption}}
+        self.wfile.write(json.dumps({"choices": [choice]}).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def served_captions(monkeypatch, tmp_path, base_url):
+    (source,) = [text for _, text in blocks(PAGES["backend"]) if "def open_server" in text]
+    hook = (
+        "import click\nfrom musubi_cli import BackendSpec, hookimpl\n"
+        "@hookimpl\ndef musubi_caption_backends():\n"
+        "    url = click.Option(['--base_url'], required=True)\n"
+        "    return [BackendSpec('served', help='Ask.', open=open_server, options=(url,))]\n"
+    )
+    install(tmp_path, "served", source + hook)
+    testing.write_pictures(tmp_path / "photos", 3)
+    plugins, _ = manager(tmp_path, monkeypatch)
+    options = ["--image_dir", tmp_path / "photos", "-o", tmp_path / "c.jsonl", "--prompt", "see"]
+    return testing.run("caption", "served", *options, "--base_url", base_url, plugins=plugins)
+
+
+def test_the_pages_server_backend_talks_to_a_server(monkeypatch, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    ran = served_captions(monkeypatch, tmp_path, url)
+    server.shutdown()
+    server.server_close()
+    assert ran.code == 3
+    assert "picture-003.webp: HTTPError: HTTP Error 400: Bad Request" in ran.err
+    lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    assert [line["caption"] for line in lines] == ["see: 96x96, 1024", "see: 160x90, 1024"]
+    assert lines[0]["stop"] == "length"
+    ran = served_captions(monkeypatch, tmp_path, url)
+    assert ran.code == 1
+    assert "Connection refused" in ran.err
+    assert "start the server" in ran.err
 
 
 def test_every_link_leads_somewhere():

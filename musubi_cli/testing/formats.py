@@ -24,7 +24,7 @@ _CAPTIONS = (
     "größer 狐",
 )
 
-_FOREIGN = b"dear diary,\n"
+_FOREIGN = b"dear diary\n"
 
 Files = dict[Path, bytes]
 

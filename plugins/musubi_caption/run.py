@@ -19,6 +19,7 @@ from musubi_cli import (
     FormatWriter,
     MusubiError,
     PluginError,
+    one_line,
     show_path,
 )
 
@@ -224,10 +225,13 @@ class Ledger:
                 self._write(self._early.pop(path))
 
     def _write(self, result: CaptionResult) -> None:
-        if result.error is None:
-            for output, writer, held in self._writers:
-                if self._overwrite or result.path not in held:
+        for output, writer, held in self._writers:
+            if result.error is None and (self._overwrite or result.path not in held):
+                try:
                     self._guarded(output, writer, result)
+                except UnicodeError as error:  # a file name that is no text, mostly
+                    reason = f"format {output.format.name} cannot write it: {one_line(error)}"
+                    result = CaptionResult(result.path, error=reason)
         self._tally.add(result)
         self._progress(1)
 

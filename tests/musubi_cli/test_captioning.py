@@ -284,3 +284,61 @@ def test_an_empty_caption_is_an_error_of_its_picture(tmp_path, monkeypatch):
     ran = caption(tmp_path, monkeypatch, answer="[''] * len(requests)")
     assert ran.code == 3
     assert "gave nothing for it" in ran.out
+
+
+PICKY = """
+import contextlib
+from musubi_cli import FormatSpec, hookimpl
+
+class Picky:
+    def __init__(self, target):
+        self.target = target
+    def done(self):
+        return ()
+    def write(self, result):
+        with self.target.open("a", encoding="ascii") as out:
+            out.write(f"{result.path.name} {result.caption}\\n")
+
+@hookimpl
+def musubi_caption_formats():
+    return [FormatSpec("picky", help="ASCII.", open=lambda t: contextlib.nullcontext(Picky(t)))]
+"""
+
+
+def test_a_name_that_a_format_cannot_write_costs_one_picture(tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    install(folder, "bad", BACKEND.format(answer="['seen'] * len(requests)", captioner="captioner"))
+    install(folder, "picky", PICKY)
+    first, second = write_pictures(tmp_path / "photos", 2)
+    first.rename(first.with_name("größer.png"))
+    plugins, _ = manager(folder, monkeypatch)
+    options = ["--image_dir", tmp_path / "photos", "-o", tmp_path / "c", "--output_format", "picky"]
+    ran = run("caption", "bad", *options, plugins=plugins)
+    assert ran.code == 3
+    assert "größer.png: format picky cannot write it: UnicodeEncodeError" in ran.err
+    assert (tmp_path / "c").read_text() == f"{second.name} seen\n"
+
+
+def test_what_is_kept_is_said_when_the_server_goes_away(tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    source = BACKEND.replace("{answer}", "gone(requests)").replace("{{}}", "{}")
+    source = source.replace("{captioner}", "captioner").replace("stateless(describe)", "one_by_one")
+    source += """
+from musubi_cli import MusubiError
+one_by_one = stateless(describe, size=1)
+def gone(requests):
+    if requests[0].path.name.startswith("picture-002"):
+        raise MusubiError("the server is down")
+    return ["seen"]
+"""
+    install(folder, "bad", source)
+    write_pictures(tmp_path / "photos", 3)
+    plugins, _ = manager(folder, monkeypatch)
+    options = ["--image_dir", tmp_path / "photos", "-o", tmp_path / "c.jsonl"]
+    ran = run("caption", "bad", *options, plugins=plugins)
+    assert ran.code == 1
+    assert "1 captions of this run are kept; the same command goes on from there" in ran.err
+    assert ran.err.splitlines()[-1] == "Error: the server is down"
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 1
