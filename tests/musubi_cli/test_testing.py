@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 import pytest
-from models import SCENES
 
 from musubi_caption.jsonl import JSONL
 from musubi_caption.text import TEXT
@@ -55,7 +54,8 @@ def test_our_own_format_jsonl_passes():
 
 def test_our_own_backend_passes():
     (spec,) = musubi_caption_backends()
-    check_backend(spec, model_path=Path(SCENES), batch_size=4)
+    scenes = Path(__file__).parents[1] / "models" / "scenes"
+    check_backend(spec, model_path=scenes, batch_size=4)
 
 
 def refuse(checkpoints):
