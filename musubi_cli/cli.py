@@ -7,7 +7,6 @@ import copy
 import os
 import signal
 import sys
-import threading
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,15 @@ from click.core import ParameterSource
 from musubi_cli import config
 from musubi_cli.commands import HOST_COMMANDS
 from musubi_cli.console import Console
-from musubi_cli.errors import ExitCode, InputError, MusubiError, Terminated, one_line, show_error
+from musubi_cli.errors import ExitCode, InputError, MusubiError, one_line, show_error
 from musubi_cli.groups import CommandGroup
 from musubi_cli.plugin_manager import PluginManager
+from musubi_cli.process import (
+    forget_stdout,
+    keep_standard_output,
+    leave_soon,
+    remember_interrupts,
+)
 from musubi_cli.records import Offer
 
 SETTINGS: dict[str, Any] = {
@@ -34,9 +39,6 @@ SETTINGS: dict[str, Any] = {
 
 _FIND_OUT = ("plugins", "completion")
 """Commands that a mistake in the configuration must not keep from telling what is wrong."""
-
-
-_FAREWELL_SECONDS = 2.0
 
 
 class Root(CommandGroup):
@@ -64,7 +66,7 @@ class Root(CommandGroup):
 
     def _run(self, *args: Any, **extra: Any) -> int:
         console = extra["obj"] = Console()
-        _remember_interrupts(console)
+        remember_interrupts(console)
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
             if sys.stdout:
@@ -73,7 +75,7 @@ class Root(CommandGroup):
         except (click.Abort, KeyboardInterrupt):
             return _interrupted()
         except BrokenPipeError:
-            _forget_stdout()
+            forget_stdout()
             return ExitCode.FAILED
         except SystemExit:
             raise
@@ -126,36 +128,13 @@ def main() -> None:
         strict=not completing and os.environ.get("MUSUBI_STRICT_PLUGINS") == "1",
         report=(lambda _: None) if completing else _report_problem,
     )
-    if sys.stdout and sys.stderr:
-        with contextlib.suppress(OSError, ValueError):  # one of the two is no file
-            _keep_standard_output()
+    keep_standard_output()
     try:
         build_cli(plugins).main(prog_name="musubi")
     except SystemExit as end:
         if end.code == ExitCode.INTERRUPTED:
-            _leave_soon()
+            leave_soon()
         raise
-
-
-def _keep_standard_output() -> None:
-    """Have results alone on standard output, whatever a plugin or its child processes print.
-
-    `sys.stdout` gets a descriptor of its own, and descriptor 1 leads to standard error.
-    """
-    old = sys.stdout
-    old.flush()
-    results = os.dup(1)
-    os.dup2(2, 1)
-    sys.stdout = open(  # noqa: SIM115  open as long as the process lives
-        results, "w", encoding=old.encoding, errors=old.errors, buffering=1 if old.isatty() else -1
-    )
-
-
-def _leave_soon() -> None:
-    """End in a moment even if a thread that a plugin has left does not."""
-    leaving = threading.Timer(_FAREWELL_SECONDS, os._exit, [ExitCode.INTERRUPTED])
-    leaving.daemon = True
-    leaving.start()
 
 
 def _report_problem(line: str) -> None:
@@ -270,22 +249,6 @@ def _version_option() -> click.Option:
     )
 
 
-def _remember_interrupts(console: Console) -> None:
-    def interrupt(*_: object) -> None:
-        console.interrupted = True
-        raise KeyboardInterrupt
-
-    def terminate(number: int, _: object) -> None:
-        raise Terminated(128 + number)  # unlike being killed, this cleans up
-
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, interrupt)
-        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, terminate)
-
-
 def _interrupted() -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience should not spoil the farewell
@@ -322,12 +285,6 @@ def _where_set(error: click.ClickException) -> str:
         variable = f"{error.ctx.auto_envvar_prefix}_{str(error.param.name).upper()}"
         return f" It is set by {error.param.envvar or variable}."
     return ""
-
-
-def _forget_stdout() -> None:
-    """Keep the interpreter from complaining at exit that nobody reads any more."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 __all__ = ["InputError", "build_cli", "main"]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pictures import plain
 from strangers import install, manager
 
 from musubi_cli import (
@@ -187,15 +188,16 @@ def musubi_caption_backends():
 """
 
 
-def caption(tmp_path, monkeypatch, answer="['seen'] * len(requests)", captioner="captioner"):
+def caption(tmp_path, monkeypatch, more="", options=("--json",), **parts):
+    """Caption two pictures with that backend, some of its parts replaced."""
     folder = tmp_path / "site"
     folder.mkdir()
-    install(folder, "bad", BACKEND.format(answer=answer, captioner=captioner))
+    parts = {"answer": "['seen'] * len(requests)", "captioner": "captioner", **parts}
+    install(folder, "bad", BACKEND.format(**parts) + more)
     write_pictures(tmp_path / "photos", 2)
     plugins, _ = manager(folder, monkeypatch)
-    output = tmp_path / "captions.jsonl"
-    options = ["--image_dir", tmp_path / "photos", "-o", output, "--json"]
-    return run("caption", "bad", *options, plugins=plugins)
+    where = ["--image_dir", tmp_path / "photos", "-o", tmp_path / "captions.jsonl"]
+    return run("caption", "bad", *where, *options, plugins=plugins)
 
 
 def test_a_backend_that_prints_does_not_spoil_the_results(tmp_path, monkeypatch):
@@ -238,31 +240,16 @@ def test_a_backend_that_crashes_is_named(tmp_path, monkeypatch):
     assert "This is a bug in plugin bad (musubi-bad 1.2), so tell its author" in ran.err
 
 
-SWALLOWING = """
-from contextlib import contextmanager
-from musubi_cli import BackendSpec, hookimpl
-
-@contextmanager
-def open_bad():
-    try:
-        yield lambda requests: [1 / 0]
-    except ZeroDivisionError:
-        pass
-
-@hookimpl
-def musubi_caption_backends():
-    return [BackendSpec("bad", help="Bad.", open=open_bad)]
-"""
-
-
 def test_a_backend_that_keeps_its_failure_to_itself_is_no_success(tmp_path, monkeypatch):
-    install(tmp_path, "bad", SWALLOWING)
-    write_pictures(tmp_path / "photos", 3)
-    plugins, _ = manager(tmp_path, monkeypatch)
-    options = ["--image_dir", tmp_path / "photos", "-o", tmp_path / "captions.jsonl"]
-    ran = run("caption", "bad", *options, plugins=plugins)
+    swallowing = (
+        "@contextmanager\n"
+        "def open_bad():\n"
+        "    try:\n        yield lambda requests: [1 / 0]\n"
+        "    except ZeroDivisionError:\n        pass\n"
+    )
+    ran = caption(tmp_path, monkeypatch, more=swallowing)
     assert ran.code == 1
-    assert "captioning ended with 3 pictures to go and no reason given" in ran.err
+    assert "captioning ended with 2 pictures to go and no reason given" in ran.err
     assert "bug in plugin bad (musubi-bad 1.2)" in ran.err
 
 
@@ -288,7 +275,6 @@ def test_an_empty_caption_is_an_error_of_its_picture(tmp_path, monkeypatch):
 
 PICKY = """
 import contextlib
-from musubi_cli import FormatSpec, hookimpl
 
 class Picky:
     def __init__(self, target):
@@ -306,39 +292,29 @@ def musubi_caption_formats():
 
 
 def test_a_name_that_a_format_cannot_write_costs_one_picture(tmp_path, monkeypatch):
-    folder = tmp_path / "site"
-    folder.mkdir()
-    install(folder, "bad", BACKEND.format(answer="['seen'] * len(requests)", captioner="captioner"))
-    install(folder, "picky", PICKY)
-    first, second = write_pictures(tmp_path / "photos", 2)
-    first.rename(first.with_name("größer.png"))
-    plugins, _ = manager(folder, monkeypatch)
-    options = ["--image_dir", tmp_path / "photos", "-o", tmp_path / "c", "--output_format", "picky"]
-    ran = run("caption", "bad", *options, plugins=plugins)
+    plain(tmp_path / "photos" / "größer.png")
+    ran = caption(tmp_path, monkeypatch, more=PICKY, options=["--output_format", "picky"])
     assert ran.code == 3
     assert "größer.png: format picky cannot write it: UnicodeEncodeError" in ran.err
-    assert (tmp_path / "c").read_text() == f"{second.name} seen\n"
+    written = (tmp_path / "captions.jsonl").read_text()
+    assert written == "picture-001.png seen\npicture-002.jpg seen\n"
 
 
-def test_what_is_kept_is_said_when_the_server_goes_away(tmp_path, monkeypatch):
-    folder = tmp_path / "site"
-    folder.mkdir()
-    source = BACKEND.replace("{answer}", "gone(requests)").replace("{{}}", "{}")
-    source = source.replace("{captioner}", "captioner").replace("stateless(describe)", "one_by_one")
-    source += """
+GOING = """
 from musubi_cli import MusubiError
-one_by_one = stateless(describe, size=1)
-def gone(requests):
+def describe(requests):
     if requests[0].path.name.startswith("picture-002"):
         raise MusubiError("the server is down")
     return ["seen"]
+together = stateless
+def stateless(describe):
+    return together(describe, size=1)
 """
-    install(folder, "bad", source)
-    write_pictures(tmp_path / "photos", 3)
-    plugins, _ = manager(folder, monkeypatch)
-    options = ["--image_dir", tmp_path / "photos", "-o", tmp_path / "c.jsonl"]
-    ran = run("caption", "bad", *options, plugins=plugins)
+
+
+def test_what_is_kept_is_said_when_the_server_goes_away(tmp_path, monkeypatch):
+    ran = caption(tmp_path, monkeypatch, more=GOING, options=())
     assert ran.code == 1
     assert "1 captions of this run are kept; the same command goes on from there" in ran.err
     assert ran.err.splitlines()[-1] == "Error: the server is down"
-    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 1
