@@ -19,6 +19,7 @@ from musubi_cli.hookspecs import hookimpl
 from musubi_cli.json_lines import json_lines, picture_key
 from musubi_cli.options import Section, SectionedCommand, join
 from musubi_cli.plugin_manager import PluginManager
+from musubi_cli.process import clean_stdout
 from musubi_cli.records import Offer, PluginRecord
 from musubi_cli.specs import (
     BackendSpec,
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "atomic_output",
     "bar",
+    "clean_stdout",
     "current_console",
     "hookimpl",
     "in_batches",

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 
+from musubi_cli.console import current_console
 from musubi_cli.errors import MusubiError, PluginError, one_line
 from musubi_cli.specs import Captioner, CaptionRequest, CaptionResult
 
@@ -75,6 +76,7 @@ def in_flight(
             except MusubiError as error:
                 answers.put(error)
             except BaseException as error:  # an unanswered request would be waited for
+                _tell_where(error)
                 answers.put(CaptionResult(request.path, error=one_line(error)))
 
         under_way = 0
@@ -88,6 +90,14 @@ def in_flight(
             yield _told(answers.get())
 
     return captioner
+
+
+def _tell_where(error: BaseException) -> None:
+    """Show the traceback of what becomes a picture's error, if the user is verbose."""
+    if (console := current_console()).verbose:
+        import traceback
+
+        console.detail("".join(traceback.format_exception(error)).rstrip())
 
 
 def _told(answer: CaptionResult | MusubiError) -> CaptionResult:
@@ -122,11 +132,14 @@ def stateless(
 def _answer(describe: Describe, batch: list[CaptionRequest]) -> Iterator[CaptionResult]:
     failure = None
     try:
-        captions = list(describe(batch))
+        given = describe(batch)
+        captions = given if isinstance(given, str) else list(given)
     except MusubiError:
         raise
     except Exception as error:
         failure = one_line(error)  # its traceback would keep the batch in memory
+        if len(batch) == 1:
+            _tell_where(error)
     if failure is None:
         yield from _results(describe, batch, captions)
     elif len(batch) > 1:
@@ -137,13 +150,14 @@ def _answer(describe: Describe, batch: list[CaptionRequest]) -> Iterator[Caption
 
 
 def _results(
-    describe: Describe, batch: list[CaptionRequest], captions: list[str | CaptionResult]
+    describe: Describe, batch: list[CaptionRequest], captions: str | list[str | CaptionResult]
 ) -> Iterator[CaptionResult]:
-    if len(captions) != len(batch):
+    if isinstance(captions, str) or len(captions) != len(batch):
         function = describe.func if isinstance(describe, partial) else describe
         named = function if hasattr(function, "__qualname__") else type(function)
         raise PluginError(
-            f"{named.__module__}.{named.__qualname__} gave {len(captions)} captions for "
-            f"{len(batch)} pictures; tell the author of its plugin"
+            f"{named.__module__}.{named.__qualname__} gave "
+            f"{'a text' if isinstance(captions, str) else f'{len(captions)} captions'} instead of "
+            f"a list of {len(batch)}, one for each picture; tell the author of its plugin"
         )
     yield from map(_result, batch, captions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import os
 import signal
 import sys
@@ -17,12 +18,11 @@ from click.core import ParameterSource
 from musubi_cli import config
 from musubi_cli.commands import HOST_COMMANDS
 from musubi_cli.console import Console
-from musubi_cli.errors import ExitCode, InputError, MusubiError, one_line, show_error
+from musubi_cli.errors import ExitCode, InputError, MusubiError, Terminated, one_line, show_error
 from musubi_cli.groups import CommandGroup
 from musubi_cli.plugin_manager import PluginManager
 from musubi_cli.process import (
     forget_stdout,
-    keep_standard_output,
     leave_soon,
     remember_interrupts,
 )
@@ -60,8 +60,8 @@ class Root(CommandGroup):
         sys.exit(self._run(*args, **extra))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand, noting first whether it is only asked for its help."""
-        ctx.meta["musubi.help"] = bool({"-h", "--help"} & {*ctx.args})
+        """Run the subcommand, noting first what is typed behind it."""
+        ctx.meta["musubi.typed"] = {*ctx.args}
         return super().invoke(ctx)
 
     def _run(self, *args: Any, **extra: Any) -> int:
@@ -70,7 +70,7 @@ class Root(CommandGroup):
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
             if sys.stdout:
-                sys.stdout.flush()
+                sys.stdout.flush()  # a full disk is told now
             return code if isinstance(code, int) else ExitCode.OK
         except (click.Abort, KeyboardInterrupt):
             return _interrupted()
@@ -128,12 +128,11 @@ def main() -> None:
         strict=not completing and os.environ.get("MUSUBI_STRICT_PLUGINS") == "1",
         report=(lambda _: None) if completing else _report_problem,
     )
-    keep_standard_output()
     try:
         build_cli(plugins).main(prog_name="musubi")
     except SystemExit as end:
-        if end.code == ExitCode.INTERRUPTED:
-            leave_soon()
+        if end.code == ExitCode.INTERRUPTED or isinstance(end, Terminated):
+            leave_soon(int(end.code or 0))
         raise
 
 
@@ -188,14 +187,21 @@ def _default_map(ctx: click.Context, named: Path | None) -> dict[str, Any]:
     ctx.meta["musubi.config"] = path
     try:
         return config.default_map(
-            config.read(path), ctx.command, ctx, path, console.warn, wanted=ctx.invoked_subcommand
+            config.read(path), ctx.command, ctx, path, console.warn, typed=_typed(ctx)
         )
     except InputError as error:
-        finding_out = ctx.invoked_subcommand in _FIND_OUT or ctx.meta.get("musubi.help")
+        helping = {"-h", "--help"} & ctx.meta.get("musubi.typed", set())
+        finding_out = ctx.invoked_subcommand in _FIND_OUT or helping
         if finding_out and not named:
             console.warn(str(error))
             return {}
         raise
+
+
+def _typed(ctx: click.Context) -> set[str]:
+    """All words behind the root's own options; the commands that run are among them."""
+    words = (ctx.invoked_subcommand or "", *ctx.meta.get("musubi.typed", ()))
+    return {word.replace("-", "_") for word in words}
 
 
 def _with_listening(command: click.Command) -> click.Command:
@@ -269,6 +275,10 @@ def _explain(error: BaseException, plugins: PluginManager) -> int:
         if isinstance(error, click.UsageError) and ctx:
             click.echo(f"Try '{ctx.command_path} --help'.", err=True)
         return error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+        show_error(f"standard output cannot be written: {error.strerror}; make room")
+        forget_stdout()
+        return ExitCode.FAILED
     show_error(one_line(error))
     click.echo(plugins.bug_notice(error), err=True)
     return ExitCode.FAILED

@@ -8,7 +8,7 @@ skip = ["merges"]
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def read(path: Path) -> dict[str, Any]:
         import tomli as tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{show_path(path)}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # also of the decoding, and for numbers of thousands of digits
@@ -55,7 +55,7 @@ def default_map(
     source: Path,
     warn: Callable[[str], None],
     above: str = "",
-    wanted: str | None = None,
+    typed: Container[str] | None = None,
 ) -> dict[str, Any]:
     """Click's default map for `group`, after every name in the file was checked.
 
@@ -66,14 +66,19 @@ def default_map(
         source: the file, for messages.
         warn: receives a line for each table that no installed command answers to.
         above: the group's own name, followed by a blank, unless it is the root.
-        wanted: the one command that is to run; what is set for others need not be right.
+        typed: words of the command line, the commands that run among them; what is set for other
+            commands need not be right.
 
     Raises:
         InputError: a key that is no option, or a table whose name is nearly a command's.
     """
     commands = {name.replace("-", "_"): name for name in group.list_commands(ctx)}
     result: dict[str, Any] = {}
+    own = _by_spelling(group) if above else {}
     for key, content in tables.items():
+        if (option := own.get(key.replace("-", "_"))) and option.name:
+            result[option.name] = _value(option, content, f"{show_path(source)}: '{key}'")
+            continue
         name = commands.get(key.replace("-", "_"))
         command = group.get_command(ctx, name) if name else None
         if not isinstance(content, dict):
@@ -85,10 +90,12 @@ def default_map(
             if close := _closest(key, commands):
                 raise InputError(f"{show_path(source)}: [{key}] is no command; {close}")
             warn(f"{show_path(source)}: no installed command answers to [{key}]")
-        elif wanted and name != wanted:
+        elif typed is not None and name.replace("-", "_") not in typed:
             continue
         elif isinstance(command, click.Group):
-            result[name] = default_map(content, command, ctx, source, warn, f"{above}{name} ")
+            result[name] = default_map(
+                content, command, ctx, source, warn, f"{above}{name} ", typed
+            )
         else:
             result[name] = _values(content, command, f"{above}{name}", source)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from typing import IO, Any
 
 import click
@@ -64,7 +65,9 @@ class Terminated(SystemExit):
 
 def show_error(message: str, file: IO[Any] | None = None) -> None:
     """Print one error line to `file` (standard error by default)."""
-    click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", file=file, err=True)
+    color = False if os.environ.get("NO_COLOR") else None  # the context that knows may be gone
+    label = click.style("Error:", fg="red", bold=True)
+    click.echo(f"{label} {message}", file=file, err=True, color=color)
 
 
 def one_line(error: BaseException) -> str:

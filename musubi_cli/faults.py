@@ -79,7 +79,7 @@ def fault(item: Any, hook: str) -> str | None:
     if not isinstance(item, wanted):
         return f"{_shown(item)}, not a {wanted.__name__}"
     if not isinstance(item.name, str) or not re.fullmatch(r"\w[\w.+-]*", item.name):
-        return f"a {wanted.__name__} whose name is {_shown(item.name)}"
+        return f"a {wanted.__name__} whose name is {_shown(item.name)}, not a word"
     if isinstance(item, click.Command):
         item.get_short_help_str()  # as `musubi --help` will
         return None

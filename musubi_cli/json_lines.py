@@ -66,7 +66,8 @@ def json_lines(
 def picture_key(path: str | os.PathLike[str]) -> str:
     """One spelling for each picture, wherever it is looked at from.
 
-    It is absolute, with symbolic links among its folders followed. A format keeps its pictures by
+    It is absolute, with symbolic links among its folders followed; for files, not for folders,
+    whose own name is kept as it is. A format keeps its pictures by
     it, so that a further run from another folder finds them.
 
     >>> picture_key("photos/../a.png") == picture_key(Path.cwd() / "a.png")

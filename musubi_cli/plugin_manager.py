@@ -115,6 +115,7 @@ class PluginManager:
                 problems=tuple(entry.problems),
                 remarks=tuple(entry.remarks),
                 seconds=round(entry.seconds, 3),
+                trace=entry.trace,
             )
             for entry in self._entries
         ]
@@ -157,6 +158,8 @@ class PluginManager:
             self._break(entry, f"{mistake}; update or uninstall {entry.distribution}")
             return
         entry.plugin = plugin
+        if not self._pluggy.get_hookcallers(plugin):
+            self._remark(entry, "implements no hook; its entry point should name the module")
         for remark in deprecated:
             self._remark(entry, remark)
 
@@ -215,6 +218,9 @@ class PluginManager:
                 results = caller(**({"plugins": self} if "plugins" in spec.argnames else {}))
                 if not results and caller.get_hookimpls():
                     raise TypeError("it returned None instead of a list")
+                for result in results:
+                    if not isinstance(result, Iterable):
+                        raise TypeError(f"it returned a {type(result).__name__} instead of a list")
                 items = [item for result in results for item in result]
                 mistake = next(filter(None, (fault(item, hook) for item in items)), None)
         except (_StrictError, KeyboardInterrupt, Terminated):
@@ -251,6 +257,10 @@ class PluginManager:
                     yield label(hook, offer.value.name)
 
     def _fail(self, entry: Entry, error: BaseException, what: str = "") -> None:
+        with contextlib.suppress(Exception):  # an exception may fail to tell of itself
+            import traceback
+
+            entry.trace = "".join(traceback.format_exception(error))
         remedy = way_out(error, entry.module, entry.distribution)
         self._break(entry, f"{what}{one_line(error)}; {remedy}")
 

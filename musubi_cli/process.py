@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from typing import TextIO
 
 from musubi_cli.console import Console
-from musubi_cli.errors import ExitCode, Terminated
+from musubi_cli.errors import Terminated
 
 _FAREWELL_SECONDS = 2.0
 
 
-def keep_standard_output() -> None:
-    """Have results alone on standard output, whatever a plugin or its child processes print.
+@contextlib.contextmanager
+def clean_stdout(stream: TextIO | None = None) -> Iterator[None]:
+    """Keep standard output, which is for results, free of what is printed in a block.
 
-    `sys.stdout` gets a descriptor of its own, and descriptor 1 leads to standard error.
+    That goes to standard error, whether it is printed by Python, past it, or by a child process.
+
+    Args:
+        stream: takes what Python prints, instead of standard error.
     """
-    old = sys.stdout
-    if not (old and sys.stderr):
+    with contextlib.redirect_stdout(stream or sys.stderr or io.StringIO()), _descriptor_1_turned():
+        yield
+
+
+@contextlib.contextmanager
+def _descriptor_1_turned() -> Iterator[None]:
+    try:
+        if sys.__stdout__:
+            sys.__stdout__.flush()
+        kept = os.dup(1)
+    except (OSError, ValueError):  # there is no standard output
+        yield
         return
-    with contextlib.suppress(OSError, ValueError):  # one of the two is no file
-        old.flush()
-        results = os.dup(1)
-        os.dup2(2, 1)
-        buffering = 1 if old.isatty() else -1
-        sys.stdout = open(  # noqa: SIM115  open as long as the process lives
-            results, "w", buffering, encoding=old.encoding, errors=old.errors
-        )
+    try:
+        with contextlib.suppress(OSError):  # there is no standard error
+            os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def forget_stdout() -> None:
@@ -56,8 +73,12 @@ def remember_interrupts(console: Console) -> None:
                 signal.signal(number, terminate)
 
 
-def leave_soon() -> None:
-    """End in a moment even if a thread that a plugin has left does not."""
-    leaving = threading.Timer(_FAREWELL_SECONDS, os._exit, [ExitCode.INTERRUPTED])
-    leaving.daemon = True
-    leaving.start()
+def leave_soon(code: int) -> None:
+    """When the interpreter ends, give threads that a plugin has left a moment, and no more."""
+
+    def leave() -> None:
+        threading.main_thread().join()
+        time.sleep(_FAREWELL_SECONDS)
+        os._exit(code)
+
+    threading.Thread(target=leave, daemon=True).start()

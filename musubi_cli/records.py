@@ -26,6 +26,7 @@ class PluginRecord:
         problems: why it, or a part of it, does not work, each with the way out.
         remarks: what works, and should be mended nevertheless.
         seconds: how long it took to load it and to ask it what it offers.
+        trace: the traceback, where it failed by an exception.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PluginRecord:
     problems: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     seconds: float = 0.0
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Entry:
     remarks: list[str] = field(default_factory=list)
     plugin: Any = None
     seconds: float = 0.0
+    trace: str = ""
 
     @property
     def module(self) -> str:

@@ -38,7 +38,7 @@ class ScheduleSpec:
     """How much of the running average survives each further checkpoint.
 
     Attributes:
-        name: what `--schedule` takes, in snake case.
+        name: what `--schedule` takes, one word; `-` and `_` are the same in it.
         help: one line for `--help`.
         rates: called as `rates(checkpoints, **values)` with the N >= 2 checkpoints in merge order
             and the values of `options`; gives N-1 decay rates in [0, 1]. Rate i is applied as

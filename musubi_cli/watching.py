@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from musubi_cli.process import clean_stdout
+
 HEAVY = ("torch", "transformers", "tensorflow", "jax", "pandas", "scipy", "cv2", "numpy", "PIL")
 """Modules whose import takes so long that only running work should need it, the slowest first."""
 
@@ -54,7 +56,7 @@ def watched() -> Iterator[Watch]:
     ear = _Ear()
     start = perf_counter()
     try:
-        with contextlib.redirect_stdout(ear), warnings.catch_warnings(record=True) as caught:
+        with clean_stdout(ear), warnings.catch_warnings(record=True) as caught:
             yield seen
     finally:
         seen.seconds = perf_counter() - start

@@ -6,6 +6,8 @@ import click
 
 from musubi_cli.commands.new import new_command
 from musubi_cli.console import current_console, show_path, table
+from musubi_cli.errors import MusubiError, one_line
+from musubi_cli.groups import CommandGroup
 from musubi_cli.plugin_manager import PluginManager
 from musubi_cli.records import PluginRecord
 
@@ -28,7 +30,7 @@ def plugins_command(plugins: PluginManager) -> click.Command:
         """
         if ctx.invoked_subcommand:
             return
-        _visit(ctx.find_root().command, ctx)
+        _visit(ctx.find_root().command, ctx, plugins)
         records = plugins.records()
         if json:
             from dataclasses import asdict
@@ -38,16 +40,26 @@ def plugins_command(plugins: PluginManager) -> click.Command:
         else:
             for line in _lines(records):
                 current_console().out(line)
+            for record in records:
+                current_console().detail(record.trace)
 
     command.add_command(new_command(plugins))
     return command
 
 
-def _visit(command: click.Command | None, ctx: click.Context) -> None:
-    """Have every command built, since only then some options turn out not to go together."""
-    if isinstance(command, click.Group):
-        for name in command.list_commands(ctx):
-            _visit(command.get_command(ctx, name), ctx)
+def _visit(command: click.Command | None, ctx: click.Context, plugins: PluginManager) -> None:
+    """Have the commands built, since only then some options turn out not to go together."""
+    if not isinstance(command, CommandGroup):
+        return
+    try:
+        below = [command.get_command(ctx, name) for name in command.list_commands(ctx)]
+    except MusubiError:
+        raise
+    except Exception as error:
+        current_console().warn(f"{command.name}: {one_line(error)}. {plugins.bug_notice(error)}")
+        return
+    for found in below:
+        _visit(found, ctx, plugins)
 
 
 def _lines(records: list[PluginRecord]) -> list[str]:

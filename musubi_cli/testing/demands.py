@@ -40,7 +40,7 @@ def checked_values(
         hook: that hook.
         values: by parameter name.
     """
-    with no_failure(f"{hook} returned {spec.name}, whose options fail"):
+    with no_failure(f"{hook} returned {spec!r:.60}, whose options fail"):
         mistake = fault(spec, hook)
     demand(not mistake, f"{hook} returned {mistake}")
     names = {str(option.name) for option in spec.options}

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from musubi_cli.errors import MusubiError
+from musubi_cli.errors import InputError, MusubiError
 from musubi_cli.specs import CaptionResult, FormatSpec
 from musubi_cli.testing.demands import checked_values, demand, no_failure
 from musubi_cli.testing.files import write_pictures
@@ -48,17 +48,23 @@ def check_format(
         same_bytes: whether the same captions give the same files. Then a resumed run's files must
             be those of a run that nothing disturbed, and renewed ones those with the new caption
             from the start. Say False for a format that stores times or the like.
-        **values: of its options, where the defaults will not do.
+        **values: of its options, where the defaults will not do. Paths among them are relative,
+            since the check works in a scratch folder.
 
     Raises:
         AssertionError: saying what it breaks.
     """
     values = checked_values(spec, "musubi_caption_formats", values)
-    with tempfile.TemporaryDirectory() as folder, _working_in(Path(folder)):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _working_in(Path(folder)),
+        no_failure(f"format {spec.name} fails"),
+    ):
         run = _Run(spec, values, same_bytes, Path(target_name))
         run.check_foreign()
         whole = run.check_keeping()
         run.check_telling(whole)
+        run.check_endings()
         run.check_renewing(whole)
         for done in range(1, len(run.results)):
             run.check_kill_between(whole, done)
@@ -101,12 +107,16 @@ class _Run:
 
     def check_keeping(self) -> Files:
         """What is written is held, under every spelling of a path; gives the files of all."""
-        before = self.files()
+        before = set(Path().rglob("*"))
         self.demand(not self.held(), "holds pictures before any was written")
-        self.demand(self.files() == before, "changes files by being opened")
+        self.demand(set(Path().rglob("*")) == before, "changes files by being opened")
         with no_failure(self.name("cannot be written")):
             self.write(self.results)
         whole = self.files()
+        self.demand(
+            bool(whole),
+            "writes no file into the folder in which the check runs; give it relative paths",
+        )
         missing = self.pictures.keys() - self.held()
         self.demand(
             not missing,
@@ -142,6 +152,29 @@ class _Run:
             self.write(others)
             one_line = self.files() != whole or "\n" in caption  # which text files may drop
             self.demand(one_line, "writes the same whatever the caption is")
+        self.start_over()
+        self.write(self.results)
+
+    def check_endings(self) -> None:
+        """Pictures that differ in their endings only do not share a caption, or are refused."""
+        picture = self.results[0].path
+        other = picture.with_suffix(".bmp")
+        other.write_bytes(picture.read_bytes())
+        self.pictures[other] = other.read_bytes()
+        seen = []
+        try:
+            for caption in ("a red fox", "a blue fox"):
+                self.start_over()
+                self.write([CaptionResult(picture, caption), CaptionResult(other, "a bear")])
+                seen.append(self.files())
+            self.demand(
+                seen[0] != seen[1],
+                f"loses the caption of {picture}, since there is {other}; refuse that in check",
+            )
+        except InputError:
+            pass
+        del self.pictures[other]
+        other.unlink()
         self.start_over()
         self.write(self.results)
 

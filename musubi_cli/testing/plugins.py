@@ -24,7 +24,12 @@ def check_plugin(name: str) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     demand(ran.returncode == 0, f"musubi plugins failed: {ran.stderr}")
     records = {record["name"]: record for record in json.loads(ran.stdout)}
-    demand(name in records, f"no plugin {name} is installed; there are {', '.join(records)}")
-    told = [*records[name]["problems"], *records[name]["remarks"]]
-    demand(not told, f"plugin {name}: {'; '.join(told)}")
-    demand(bool(records[name]["adds"]), f"plugin {name} adds nothing: it implements no hook")
+    demand(
+        name in records,
+        f"no plugin {name} is installed; there are {', '.join(records)}. Its pyproject.toml needs "
+        "an entry in [project.entry-points.musubi], which counts when it is installed anew",
+    )
+    record = records[name]
+    told = [*record["problems"], *record["remarks"]]
+    demand(not told, f"plugin {name}: {'; '.join(told)}\n{record['trace']}".rstrip())
+    demand(bool(record["adds"]), f"plugin {name} adds nothing: its hooks give nothing")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from musubi_cli import (
     PluginManager,
     Section,
     SectionedCommand,
+    clean_stdout,
     current_console,
     join,
 )
@@ -162,8 +162,9 @@ def _run(
         _assist(_request(backend, formats, parameters, Console(quiet=True)), crew)
         return
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
-            plan = make_plan(_request(backend, formats, parameters, console))
+        request = _request(backend, formats, parameters, console)
+        with clean_stdout():
+            plan = make_plan(request)
     except BaseException:
         if crew:
             crew.announce(())  # so that the others do not wait
@@ -193,6 +194,7 @@ def _assist(request: Request, crew: Crew) -> None:
 
 
 def _caption(plan: Plan, console: Console, crew: Crew | None) -> Tally:
+    from musubi_caption.plan import bug_in
     from musubi_caption.report import token_rate
     from musubi_caption.run import Tally, run
 
@@ -209,7 +211,7 @@ def _caption(plan: Plan, console: Console, crew: Crew | None) -> Tally:
     label = f"captioning {len(plan.todo)} pictures"
     try:
         with (
-            contextlib.redirect_stdout(sys.stderr),
+            clean_stdout(),
             console.progress(len(plan.todo), label, rate) as progress,
         ):
             run(plan, tally, progress, crew)
@@ -222,7 +224,7 @@ def _caption(plan: Plan, console: Console, crew: Crew | None) -> Tally:
     if missing:
         raise PluginError(
             f"captioning ended with {missing} pictures to go and no reason given; "
-            f"that is a bug in {plan.request.origin}, so tell its author"
+            f"{bug_in(plan.request.origin)}"
         )
     return tally
 
@@ -275,7 +277,7 @@ def _outputs(formats: Formats, parameters: dict[str, Any], console: Console) -> 
 
     asked = dict.fromkeys(parameters["output_format"])
     chosen = [next(offer for offer in formats if offer.value.name == name) for name in asked]
-    files = list(parameters["output_file"])
+    files = [_real(path) for path in parameters["output_file"]]
     takers = [offer.value.name for offer in chosen if offer.value.target == "file"]
     if len(files) < len(takers):
         name = takers[len(files)]
@@ -296,3 +298,8 @@ def _outputs(formats: Formats, parameters: dict[str, Any], console: Console) -> 
         )
         for offer in chosen
     )
+
+
+def _real(path: Path) -> Path:
+    """The file behind /dev/stdout and the like, which would be another one during the run."""
+    return Path(os.path.realpath(path)) if path.as_posix().startswith(("/dev/", "/proc/")) else path

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import click
 
 from musubi_caption.folder import find_pictures, picture_extensions
 from musubi_caption.picture import Fit, silence_pillow
@@ -19,6 +21,7 @@ from musubi_cli import (
     InputError,
     PluginError,
     obstacle,
+    one_line,
     show_path,
 )
 
@@ -32,9 +35,18 @@ class Output:
     target: Path
     values: Mapping[str, Any]
 
-    def open(self) -> contextlib.AbstractContextManager[FormatWriter]:
-        """The format's writer."""
-        return self.format.open(self.target, **self.values)
+    def opened(self, stack: contextlib.ExitStack) -> tuple[FormatWriter, Container[Path]]:
+        """The format's writer, which `stack` closes, and the pictures that it holds.
+
+        Raises:
+            PluginError: the format does not keep to what formats promise.
+        """
+        with blaming(self.origin):
+            writer = stack.enter_context(self.format.open(self.target, **self.values))
+            held = writer.done()
+            if not hasattr(held, "__contains__"):
+                raise TypeError(f"its done() gives {held!r:.40}, which cannot be asked by `in`")
+        return writer, held
 
 
 @dataclass(frozen=True)
@@ -97,11 +109,12 @@ def make_plan(request: Request) -> Plan:
     if not pictures:
         raise InputError(_nothing_in(request, unreadable))
     _check_outputs(request.outputs, pictures)
-    about = request.backend.check(**request.values) if request.backend.check else None
+    with blaming(request.origin):
+        about = dict((request.backend.check and request.backend.check(**request.values)) or {})
     missing = _missing(request, pictures)
     return Plan(
         request=request,
-        about=about or {},
+        about=about,
         pictures=tuple(pictures),
         todo=tuple(missing[: request.limit]),
         done=len(pictures) - len(missing),
@@ -155,7 +168,8 @@ def _check_outputs(outputs: Sequence[Output], pictures: Sequence[Path]) -> None:
                 faults.append(f"{show_path(output.target)}: is a picture's own; name another file")
         if output.format.check:
             try:
-                output.format.check(output.target, pictures, **output.values)
+                with blaming(output.origin):
+                    output.format.check(output.target, pictures, **output.values)
             except InputError as error:
                 faults.extend(error.messages)
     if faults:
@@ -165,17 +179,25 @@ def _check_outputs(outputs: Sequence[Output], pictures: Sequence[Path]) -> None:
 def _missing(request: Request, pictures: Sequence[Path]) -> list[Path]:
     """Pictures that at least one output lacks; all are to be made anew when overwriting."""
     with contextlib.ExitStack() as opened:
-        holdings = [
-            _held(opened.enter_context(output.open()), output) for output in request.outputs
-        ]
+        holdings = [held for _, held in (output.opened(opened) for output in request.outputs)]
         return [p for p in pictures if request.overwrite or not all(p in h for h in holdings)]
 
 
-def _held(writer: FormatWriter, output: Output) -> Container[Path]:
-    held = writer.done()
-    if not hasattr(held, "__contains__"):
-        raise PluginError(
-            f"{held!r:.60} cannot be asked for a picture by `in`; "
-            f"that is a bug in {output.origin}, so tell its author"
-        )
-    return held
+@contextlib.contextmanager
+def blaming(origin: str) -> Iterator[None]:
+    """Put down to its plugin what goes wrong in a call into it.
+
+    Raises:
+        PluginError: instead of any exception that is not meant for the user.
+    """
+    try:
+        yield
+    except (click.ClickException, OSError):
+        raise
+    except Exception as error:
+        raise PluginError(f"{one_line(error)}; {bug_in(origin)}") from error
+
+
+def bug_in(origin: str) -> str:
+    """Whose bug something is, and what to do about it."""
+    return f"that is a bug in {origin}, so tell its author"

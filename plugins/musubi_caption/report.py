@@ -38,9 +38,7 @@ def as_text(plan: Plan, found: Sizes) -> Iterator[str]:
     yield f"{'prompt':<9}  {json.dumps(plan.request.prompt, ensure_ascii=False)}"
     yield f"{'pictures':<9}  {_shown_counts(plan)}"
     for output in plan.request.outputs:
-        name, target = output.format.name, show_path(output.target)
-        place = f"among the pictures in {target}" if output.format.target == "folder" else target
-        yield f"{'output':<9}  {name}, {place}"
+        yield f"{'output':<9}  {output.format.name}, {show_path(output.target)}"
     for folder, reason in plan.unreadable:
         yield f"{'warning':<9}  {show_path(folder)}: {reason}"
     tokens = [w * h // grid**2 for _, (w, h) in _readable(found)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 
 from musubi_caption.feed import Feed
-from musubi_caption.plan import Output, Plan
+from musubi_caption.plan import Output, Plan, blaming, bug_in
 from musubi_caption.sharing import Crew
 from musubi_cli import (
     Captioner,
@@ -101,12 +101,11 @@ def _opened(plan: Plan) -> Iterator[Captioner]:
     Raises:
         PluginError: it gives no captioner.
     """
-    opening = plan.request.backend.open(**plan.request.values)
-    if not hasattr(opening, "__enter__"):
-        raise PluginError(f"{opening!r:.60} is no context manager; {_bug_in(plan.request.origin)}")
-    with opening as captioner:
-        if not callable(captioner):
-            raise PluginError(f"{captioner!r:.60} is no captioner; {_bug_in(plan.request.origin)}")
+    with contextlib.ExitStack() as stack:
+        with blaming(plan.request.origin):
+            captioner = stack.enter_context(plan.request.backend.open(**plan.request.values))
+            if not callable(captioner):
+                raise TypeError(f"it opens to {captioner!r:.60}, which is no captioner")
         yield captioner
 
 
@@ -135,7 +134,7 @@ def results(captioner: Captioner, feed: Feed, plan: Plan) -> Iterator[CaptionRes
 
     answers = captioner(requests())
     if not hasattr(answers, "__iter__"):
-        raise PluginError(f"{answers!r:.60} are no results; {_bug_in(plan.request.origin)}")
+        raise PluginError(f"{answers!r:.60} are no results; {bug_in(plan.request.origin)}")
     for result in answers:
         while unreadable:
             yield unreadable.popleft()
@@ -153,11 +152,11 @@ def _check(result: CaptionResult, asked: dict[Path, None], origin: str) -> None:
         PluginError: it is no result, or not one of these.
     """
     if fault := _fault(result):
-        raise PluginError(f"{fault}; {_bug_in(origin)}")
+        raise PluginError(f"{fault}; {bug_in(origin)}")
     if asked.pop(result.path, result) is result:
         raise PluginError(
             f"{show_path(result.path)}: was answered twice, or without being asked about; "
-            f"{_bug_in(origin)}"
+            f"{bug_in(origin)}"
         )
 
 
@@ -181,10 +180,6 @@ def _tidy(result: CaptionResult, backend: str) -> CaptionResult:
     if not result.caption:
         return replace(result, error=f"backend {backend} gave nothing for it")
     return replace(result, caption=result.caption.encode(errors="replace").decode())
-
-
-def _bug_in(origin: str) -> str:
-    return f"that is a bug in {origin}, so tell its author"
 
 
 class Ledger:
@@ -250,5 +245,4 @@ def _open_all(
     outputs: Iterable[Output], opened: contextlib.ExitStack
 ) -> Iterator[tuple[Output, FormatWriter, Container[Path]]]:
     for output in outputs:
-        writer = opened.enter_context(output.open())
-        yield output, writer, writer.done()
+        yield output, *output.opened(opened)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +11,7 @@ from typing import Any
 
 import click
 
-from musubi_cli import InputError, Offer, PluginError, ScheduleSpec, one_line
+from musubi_cli import InputError, Offer, PluginError, ScheduleSpec, clean_stdout, one_line
 from musubi_merge_ema import checks
 from musubi_merge_ema.checks import Finding
 from musubi_merge_ema.encoding import encode, lay_out
@@ -255,7 +253,7 @@ def _rates(request: Request, files: Sequence[CheckpointFile]) -> tuple[float, ..
     offer = request.schedule
     checkpoints = tuple(file.checkpoint for file in files)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+        with clean_stdout():
             rates = [float(rate) for rate in offer.value.rates(checkpoints, **request.values)]
     except click.ClickException:
         raise

@@ -143,7 +143,7 @@ class Describer:
 
 
 def test_an_object_that_describes_is_named_by_its_class():
-    with pytest.raises(PluginError, match=r"Describer gave 1 captions for 2 pictures"):
+    with pytest.raises(PluginError, match=r"Describer gave 1 captions instead of a list of 2"):
         list(in_batches(Describer())(requests(2)))
 
 
@@ -158,7 +158,7 @@ def test_another_number_of_captions_than_pictures_is_the_plugins_bug(given):
         return [mood] * given
 
     with (
-        pytest.raises(PluginError, match=rf"describe gave {given} captions for 3 pictures"),
+        pytest.raises(PluginError, match=rf"describe gave {given} captions instead of a list of 3"),
         stateless(describe)(mood="blue") as captioner,
     ):
         list(captioner(requests(3)))
@@ -210,13 +210,14 @@ def test_a_backend_that_prints_does_not_spoil_the_results(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        ({"answer": "['seen']"}, "describe gave 1 captions for 2 pictures"),
+        ({"answer": "['seen']"}, "describe gave 1 captions instead of a list of 2"),
+        ({"answer": "'ab'"}, "describe gave a text instead of a list of 2"),
         ({"answer": "[7] * len(requests)"}, "a result is of type int, not a CaptionResult"),
         (
             {"captioner": "lambda requests: (r.path for r in requests)"},
             "a result is of type PosixPath",
         ),
-        ({"captioner": "None"}, "None is no captioner"),
+        ({"captioner": "None"}, "it opens to None, which is no captioner"),
         ({"captioner": "lambda requests: None"}, "None are no results"),
         ({"answer": "[CaptionResult(r.path, ['a']) for r in requests]"}, "caption is of type list"),
         ({"answer": "[CaptionResult(str(r.path), 'a') for r in requests]"}, "path is of type str"),
@@ -271,6 +272,44 @@ def test_an_empty_caption_is_an_error_of_its_picture(tmp_path, monkeypatch):
     ran = caption(tmp_path, monkeypatch, answer="[''] * len(requests)")
     assert ran.code == 3
     assert "gave nothing for it" in ran.out
+
+
+BOUNDARY = {
+    "open_bad = describe": "TypeError: describe() missing 1 required positional argument",
+    "def check(x):\n    pass": "TypeError: check() missing 1 required positional argument",
+    "def check():\n    return [7]": "TypeError: cannot convert dictionary update",
+    "open_bad = lambda: 7": "object does not support the context manager protocol",
+}
+
+
+@pytest.mark.parametrize("more", BOUNDARY)
+def test_a_call_into_a_plugin_that_fails_is_put_down_to_it(more, tmp_path, monkeypatch):
+    ran = caption(tmp_path, monkeypatch, more=f"{more}\n")
+    assert ran.code == 1
+    assert BOUNDARY[more] in ran.err
+    assert "that is a bug in plugin bad (musubi-bad 1.2), so tell its author" in ran.err
+
+
+FORMAT_BOUNDARY = {
+    "contextlib.nullcontext()": "AttributeError: 'NoneType' object has no attribute 'done'",
+    "7": "object does not support the context manager protocol",
+    "json_lines(t)": "TypeError: json_lines() missing 2 required keyword-only arguments",
+}
+
+
+@pytest.mark.parametrize("opened", FORMAT_BOUNDARY)
+def test_a_format_that_does_not_open_is_named(opened, tmp_path, monkeypatch):
+    more = PICKY.replace("contextlib.nullcontext(Picky(t))", opened)
+    ran = caption(tmp_path, monkeypatch, more=more, options=["--output_format", "picky"])
+    assert ran.code == 1
+    assert FORMAT_BOUNDARY[opened] in ran.err
+    assert "that is a bug in plugin bad (musubi-bad 1.2)" in ran.err
+
+
+def test_verbosity_shows_where_a_pictures_error_arose(tmp_path, monkeypatch):
+    ran = caption(tmp_path, monkeypatch, answer="[1 / 0]", options=["--verbose"])
+    assert ran.code == 3
+    assert "return [1 / 0]" in ran.err
 
 
 PICKY = """

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 from checkpoints import run_of
@@ -12,6 +13,7 @@ from commands import COMMAND, installed, merge, run
 from strangers import IMPORTS, install, manager, schedule
 
 from musubi_cli import PluginError, __version__, hookspecs
+from musubi_cli.testing import write_pictures
 
 
 def records(plugins):
@@ -78,7 +80,7 @@ BROKEN = {
     ),
     "a hook that gives no list": (
         IMPORTS + "@hookimpl\ndef musubi_ema_schedules():\n    return 7\n",
-        "its musubi_ema_schedules failed: TypeError",
+        "its musubi_ema_schedules failed: TypeError: it returned a int instead of a list",
     ),
     "a hook that gives nothing": (
         IMPORTS + "@hookimpl\ndef musubi_ema_schedules():\n    pass\n",
@@ -586,6 +588,20 @@ def test_a_strange_plugin_with(kind, tmp_path):
     assert len(line) < 800
 
 
+def test_a_plugin_without_a_hook_is_told(tmp_path, monkeypatch):
+    install(tmp_path, "a", "answer = 42\n")
+    plugins, reported = manager(tmp_path, monkeypatch)
+    assert records(plugins)["a"].status == "ok"
+    assert "implements no hook; its entry point should name the module" in reported[0]
+
+
+def test_verbosity_shows_where_a_plugin_fails(tmp_path):
+    install(tmp_path, "a", "def fail():\n    return 1 / 0\nfail()\n")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    assert "return 1 / 0" not in installed("plugins", env=environment).err
+    assert "return 1 / 0" in installed("plugins", "-v", env=environment).err
+
+
 def test_a_plugin_without_truth_is_a_plugin_of_its_own(tmp_path, monkeypatch):
     source = schedule("still", "stillness") + (
         "import sys, types\n"
@@ -739,3 +755,80 @@ def test_an_interruption_ends_the_process_in_spite_of_a_plugins_threads(tmp_path
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     process.stdout.close()
+
+
+CALLER = """
+import subprocess, sys, time
+from musubi_cli.cli import main
+sys.argv = ["musubi", "--version"]
+for _ in range(2):
+    try:
+        main()
+    except SystemExit:
+        pass
+sys.stdout.flush()
+subprocess.run(["echo", "mine"])
+"""
+
+
+def test_a_program_that_calls_musubi_keeps_its_streams():
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CALLER], capture_output=True, text=True, check=True
+    )
+    version = f"musubi {__version__}"
+    assert ran.stdout.splitlines() == [version, version, "mine"]
+    assert ran.stderr == ""
+
+
+def test_a_strangers_group_that_fails_leaves_the_list_whole(tmp_path):
+    source = (
+        "from musubi_cli import CommandGroup\n"
+        "@hookimpl\ndef musubi_commands():\n"
+        "    return [CommandGroup('lazy', fetch=lambda ctx: [1 / 0])]\n"
+    )
+    install(tmp_path, "a", IMPORTS + source)
+    ran = installed("plugins", "--json", env={"PYTHONPATH": str(tmp_path)})
+    assert ran.code == 0
+    assert json.loads(ran.out)[-1]["adds"] == ["command lazy"]
+    assert "ZeroDivisionError" in ran.err
+    assert "bug in plugin a (musubi-a 1.2)" in ran.err
+
+
+def test_a_typo_in_the_settings_of_one_captioner_harms_no_other(tmp_path):
+    for name in ("seer", "poet"):
+        source = FORMAT.format(name=name, option=f"{name}_tint", **AS_BACKEND)
+        install(tmp_path, name, IMPORTS + source.replace("r, tint", "r, **_"))
+    (tmp_path / "musubi.toml").write_text("[caption.seer]\ncolourss = 3\n")
+    write_pictures(tmp_path / "photos", 1)
+    how = {"cwd": tmp_path, "env": {"PYTHONPATH": str(tmp_path)}}
+    options = ("--image_dir", "photos", "-o", "c.jsonl", "--dry_run")
+    assert installed("caption", "poet", *options, **how).code == 0
+    ran = installed("caption", "seer", *options, **how)
+    assert ran.code == 2
+    assert "'colourss' is no option of caption seer" in ran.err
+
+
+def test_a_groups_own_settings_are_taken(tmp_path):
+    (tmp_path / "musubi.toml").write_bytes(b"\xef\xbb\xbf[plugins]\njson = true\n")
+    assert json.loads(installed("plugins", cwd=tmp_path).out)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full device")
+def test_a_full_standard_output_is_no_bug():
+    ran = subprocess.run(
+        ["bash", "-c", f"{COMMAND} --help > /dev/full"], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("Error: standard output cannot be written: No space left")
+
+
+def test_captions_to_the_standard_output_by_its_name_arrive_there(tmp_path):
+    source = FORMAT.format(name="poet", option="rhyme", **AS_BACKEND)
+    install(tmp_path, "a", IMPORTS + source.replace("r, tint: ['x']", "r, **_: ['x'] * len(r)"))
+    write_pictures(tmp_path / "photos", 2)
+    line = f"{COMMAND} caption poet --image_dir photos -o /dev/stdout > out 2> err"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, check=True)
+    assert len((tmp_path / "out").read_text().splitlines()) == 2
+    assert "2 captioned" in (tmp_path / "err").read_text()

@@ -266,19 +266,22 @@ class Lines:
     def key(self, path):
         if "as typed" in self.faults:
             return str(path)
+        path = path.with_suffix("") if "by stem" in self.faults else path
         return path.name if "by name" in self.faults else str(path.absolute())
 
     def done(self):
         if "touches" in self.faults:
             self.path.touch()
+        if "makes folders" in self.faults:
+            Path("made").mkdir(exist_ok=True)
         return (
             self
-            if "by name" in self.faults
+            if self.faults & {"by name", "by stem"}
             else [Path(name) for key in self.rows for name in (key, relative(key))]
         )
 
     def __contains__(self, picture):
-        return picture.name in self.rows
+        return self.key(picture) in self.rows
 
     def write(self, result):
         caption = "x" if "the same always" in self.faults else repr(result.caption)
@@ -311,6 +314,8 @@ FORMATS = {
     "touches": "changes files by being opened",
     "writes over others": "writes over somebody else's file",
     "as typed": "does not know a picture by its absolute path",
+    "makes folders": "changes files by being opened",
+    "by stem": "loses the caption of photos/picture-001.png, since there is photos/picture-001.bmp",
     "by name": "takes a picture for its namesake in another folder",
     "the same always": "writes the same whatever the caption is",
     "harms pictures": "harms the picture photos/picture-001.png",
@@ -373,3 +378,13 @@ def test_a_failure_in_a_child_process_is_told():
 
     with pytest.raises(AssertionError, match="ValueError: only in the child"):
         check_format(FormatSpec("bad", help="Bad.", open=opened))
+
+
+def test_a_check_of_something_else_says_so():
+    with pytest.raises(AssertionError, match=r"returned \[.*not a ScheduleSpec"):
+        check_schedule([CONSTANT])
+
+
+def test_a_plugin_that_is_not_installed_is_told_with_the_reason():
+    with pytest.raises(AssertionError, match=r"\[project.entry-points.musubi\]"):
+        check_plugin("nobody")
