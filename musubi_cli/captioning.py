@@ -68,28 +68,29 @@ def in_flight(
         from threading import Thread
 
         answers: SimpleQueue[CaptionResult | MusubiError] = SimpleQueue()
-
-        def ask(request: CaptionRequest) -> None:
-            try:
-                answer = describe(request)
-                answers.put(_result(request, answer))
-            except MusubiError as error:
-                answers.put(error)
-            except BaseException as error:  # an unanswered request would be waited for
-                _tell_where(error)
-                answers.put(CaptionResult(request.path, error=one_line(error)))
-
         under_way = 0
         for request in requests:
             while under_way == size or not answers.empty():
                 yield _told(answers.get())
                 under_way -= 1
-            Thread(target=ask, args=[request], daemon=True).start()
+            Thread(target=lambda r=request: answers.put(_asked(describe, r)), daemon=True).start()
             under_way += 1
         for _ in range(under_way):
             yield _told(answers.get())
 
     return captioner
+
+
+def _asked(
+    describe: Callable[[CaptionRequest], str | CaptionResult], request: CaptionRequest
+) -> CaptionResult | MusubiError:
+    try:
+        return _result(request, describe(request))
+    except MusubiError as error:
+        return error
+    except BaseException as error:  # an unanswered request would be waited for
+        _tell_where(error)
+        return CaptionResult(request.path, error=one_line(error))
 
 
 def _tell_where(error: BaseException) -> None:

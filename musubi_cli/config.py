@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ def default_map(
     ctx: click.Context,
     source: Path,
     warn: Callable[[str], None],
-    above: str = "",
     typed: Container[str] | None = None,
 ) -> dict[str, Any]:
     """Click's default map for `group`, after every name in the file was checked.
@@ -65,40 +65,58 @@ def default_map(
         ctx: the group's context.
         source: the file, for messages.
         warn: receives a line for each table that no installed command answers to.
-        above: the group's own name, followed by a blank, unless it is the root.
         typed: words of the command line, the commands that run among them; what is set for other
             commands need not be right.
 
     Raises:
         InputError: a key that is no option, or a table whose name is nearly a command's.
     """
-    commands = {name.replace("-", "_"): name for name in group.list_commands(ctx)}
-    result: dict[str, Any] = {}
-    own = _by_spelling(group) if above else {}
-    for key, content in tables.items():
-        if (option := own.get(key.replace("-", "_"))) and option.name:
-            result[option.name] = _value(option, content, f"{show_path(source)}: '{key}'")
-            continue
-        name = commands.get(key.replace("-", "_"))
-        command = group.get_command(ctx, name) if name else None
-        if not isinstance(content, dict):
-            raise InputError(
-                f"{show_path(source)}: '{key}' stands outside of a command's table; "
-                f"write it below a line such as [{_example(above, commands)}]"
-            )
-        if name is None or command is None:
-            if close := _closest(key, commands):
-                raise InputError(f"{show_path(source)}: [{key}] is no command; {close}")
-            warn(f"{show_path(source)}: no installed command answers to [{key}]")
-        elif typed is not None and name.replace("-", "_") not in typed:
-            continue
-        elif isinstance(command, click.Group):
-            result[name] = default_map(
-                content, command, ctx, source, warn, f"{above}{name} ", typed
-            )
-        else:
-            result[name] = _values(content, command, f"{above}{name}", source)
-    return result
+    return _File(source, ctx, warn, typed).values_of(group, tables)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What does not change on the way down through a file's tables; see `default_map`."""
+
+    source: Path
+    ctx: click.Context
+    warn: Callable[[str], None]
+    typed: Container[str] | None
+
+    def values_of(
+        self, group: click.Group, tables: Mapping[str, Any], above: str = ""
+    ) -> dict[str, Any]:
+        """The values in a group's table, by command. `above` is its path, with a blank after it."""
+        commands = {name.replace("-", "_"): name for name in group.list_commands(self.ctx)}
+        own = _by_spelling(group) if above else {}
+        result: dict[str, Any] = {}
+        for key, content in tables.items():
+            spelt = key.replace("-", "_")
+            name, option = commands.get(spelt), own.get(spelt)
+            if option and option.name:
+                result[option.name] = _value(option, content, f"{show_path(self.source)}: '{key}'")
+            elif not isinstance(content, dict):
+                raise InputError(
+                    f"{show_path(self.source)}: '{key}' stands outside of a command's table; "
+                    f"write it below a line such as [{_example(above, commands)}]"
+                )
+            elif name is None:
+                self._miss(key, commands)
+            elif self.typed is None or spelt in self.typed:
+                result[name] = self._below(group.get_command(self.ctx, name), content, above + name)
+        return result
+
+    def _below(
+        self, command: click.Command | None, content: Mapping[str, Any], path: str
+    ) -> dict[str, Any]:
+        if isinstance(command, click.Group):
+            return self.values_of(command, content, f"{path} ")
+        return _values(content, command, path, self.source) if command else {}
+
+    def _miss(self, key: str, commands: Mapping[str, str]) -> None:
+        if close := _closest(key, commands):
+            raise InputError(f"{show_path(self.source)}: [{key}] is no command; {close}")
+        self.warn(f"{show_path(self.source)}: no installed command answers to [{key}]")
 
 
 def _example(above: str, commands: Mapping[str, str]) -> str:
