@@ -67,5 +67,9 @@ def _lines(records: list[PluginRecord]) -> list[str]:
     for r in records:
         name, version, distribution = map(show_path, (r.name, r.version, r.distribution))
         rows.append((name, version, distribution, r.status, ", ".join(r.adds) or "-"))
-    told = [f"{show_path(r.name)}: {text}" for r in records for text in (*r.problems, *r.remarks)]
+    told = [
+        f"{show_path(r.name)} ({show_path(r.distribution)}): {text}"
+        for r in records
+        for text in (*r.problems, *r.remarks)
+    ]
     return [*table(rows), *(["", *told] if told else [])]

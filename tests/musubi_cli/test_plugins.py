@@ -148,7 +148,7 @@ def test_a_broken_plugin_costs_one_line_and_no_command(kind, tmp_path):
     assert "see: musubi plugins" in first
     shown = installed("plugins", env=environment)
     assert shown.code == 0
-    (told,) = [line for line in shown.out.splitlines() if line.startswith("bad: ")]
+    (told,) = [line for line in shown.out.splitlines() if line.startswith("bad (musubi-bad): ")]
     assert any(word in told for word in ("install", "tell the author"))
 
 
@@ -316,7 +316,9 @@ def test_a_plugin_that_imports_torch_while_loading_is_named_with_its_cost(tmp_pa
     assert re.search(r"which takes \d+\.\d s at every start; its author should import it", line)
     shown = installed("plugins", env=environment).out
     assert re.search(
-        r"^slow: imports torch while it is loaded, which takes \d", shown, re.MULTILINE
+        r"^slow \(musubi-slow\): imports torch while it is loaded, which takes \d",
+        shown,
+        re.MULTILINE,
     )
     strict = installed("plugins", env=environment | {"MUSUBI_STRICT_PLUGINS": "1"})
     assert strict.code == 0
@@ -832,3 +834,27 @@ def test_captions_to_the_standard_output_by_its_name_arrive_there(tmp_path):
     subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, check=True)
     assert len((tmp_path / "out").read_text().splitlines()) == 2
     assert "2 captioned" in (tmp_path / "err").read_text()
+
+
+RIVALS = {
+    "one name": [("twin", "musubi-a", "one", "one_of"), ("twin", "musubi-b", "two", "two_of")],
+    "one schedule": [("a", "musubi-a", "still", "one_of"), ("b", "musubi-b", "still", "two_of")],
+    "one option": [("a", "musubi-a", "one", "width_of"), ("b", "musubi-b", "two", "width-of")],
+    "a built-in's schedule": [("b", "musubi-b", "power", "might")],
+    "a built-in's option": [("b", "musubi-b", "still", "sigma-rel")],
+    "a built-in's name": [("merge_ema", "musubi-b", "still", "one_of")],
+}
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_of_rivals_the_later_is_named_and_every_command_works(kind, tmp_path):
+    for plugin, distribution, name, option in RIVALS[kind]:
+        install(tmp_path, plugin, schedule(name, option), distribution=distribution)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    paths = run_of(tmp_path, 2)
+    ran = installed("merge", "ema", *paths, "-o", tmp_path / "o", "--beta=0.2", env=environment)
+    assert ran.code == 0
+    (line, _, _) = ran.err.splitlines()
+    assert "(musubi-b 1.2)" in line
+    assert "uninstall" in line
+    assert "musubi-b" in installed("plugins", env=environment).out.split("\n\n")[1]
