@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 
-from musubi_cli.console import current_console
+from musubi_cli.console import Console, current_console
 from musubi_cli.errors import MusubiError, PluginError, one_line
 from musubi_cli.specs import Captioner, CaptionRequest, CaptionResult
 
@@ -32,8 +32,7 @@ def in_batches(describe: Describe, size: int = 8) -> Captioner:
     >>> [r.caption for r in captioner(Request(prompt="see", path=name) for name in "abc")]
     ['see a', 'see b', 'see c']
     """
-    if size < 1:
-        raise ValueError(f"a batch of {size} pictures describes none")
+    _check_size(size)
 
     def captioner(requests: Iterable[CaptionRequest]) -> Iterator[CaptionResult]:
         stream = iter(requests)
@@ -62,18 +61,24 @@ def in_flight(
     >>> sorted(result.caption for result in captioner(Request(path=name) for name in "abc"))
     ['seen a', 'seen b', 'seen c']
     """
+    _check_size(size)
 
     def captioner(requests: Iterable[CaptionRequest]) -> Iterator[CaptionResult]:
         from queue import SimpleQueue
         from threading import Thread
 
         answers: SimpleQueue[CaptionResult | MusubiError] = SimpleQueue()
+        console = current_console()  # which is that of this thread only
+
+        def ask(request: CaptionRequest) -> None:
+            answers.put(_asked(describe, request, console))
+
         under_way = 0
         for request in requests:
             while under_way == size or not answers.empty():
                 yield _told(answers.get())
                 under_way -= 1
-            Thread(target=lambda r=request: answers.put(_asked(describe, r)), daemon=True).start()
+            Thread(target=ask, args=[request], daemon=True).start()
             under_way += 1
         for _ in range(under_way):
             yield _told(answers.get())
@@ -82,20 +87,27 @@ def in_flight(
 
 
 def _asked(
-    describe: Callable[[CaptionRequest], str | CaptionResult], request: CaptionRequest
+    describe: Callable[[CaptionRequest], str | CaptionResult],
+    request: CaptionRequest,
+    console: Console,
 ) -> CaptionResult | MusubiError:
     try:
         return _result(request, describe(request))
     except MusubiError as error:
         return error
     except BaseException as error:  # an unanswered request would be waited for
-        _tell_where(error)
+        _tell_where(error, console)
         return CaptionResult(request.path, error=one_line(error))
 
 
-def _tell_where(error: BaseException) -> None:
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"{size} pictures at once describe none")
+
+
+def _tell_where(error: BaseException, console: Console) -> None:
     """Show the traceback of what becomes a picture's error, if the user is verbose."""
-    if (console := current_console()).verbose:
+    if console.verbose:
         import traceback
 
         console.detail("".join(traceback.format_exception(error)).rstrip())
@@ -140,7 +152,7 @@ def _answer(describe: Describe, batch: list[CaptionRequest]) -> Iterator[Caption
     except Exception as error:
         failure = one_line(error)  # its traceback would keep the batch in memory
         if len(batch) == 1:
-            _tell_where(error)
+            _tell_where(error, current_console())
     if failure is None:
         yield from _results(describe, batch, captions)
     elif len(batch) > 1:

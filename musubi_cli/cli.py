@@ -21,11 +21,7 @@ from musubi_cli.console import Console
 from musubi_cli.errors import ExitCode, InputError, MusubiError, Terminated, one_line, show_error
 from musubi_cli.groups import CommandGroup
 from musubi_cli.plugin_manager import PluginManager
-from musubi_cli.process import (
-    forget_stdout,
-    leave_soon,
-    remember_interrupts,
-)
+from musubi_cli.process import forget_stdout, leave_soon, remember_interrupts
 from musubi_cli.records import Offer
 
 SETTINGS: dict[str, Any] = {

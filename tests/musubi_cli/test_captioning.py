@@ -148,8 +148,9 @@ def test_an_object_that_describes_is_named_by_its_class():
 
 
 def test_a_batch_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="a batch of 0 pictures"):
-        in_batches(Describer(), size=0)
+    for captioner in (in_batches, in_flight):
+        with pytest.raises(ValueError, match="0 pictures at once"):
+            captioner(Describer(), size=0)
 
 
 @pytest.mark.parametrize("given", [0, 2, 4])
@@ -310,6 +311,20 @@ def test_verbosity_shows_where_a_pictures_error_arose(tmp_path, monkeypatch):
     ran = caption(tmp_path, monkeypatch, answer="[1 / 0]", options=["--verbose"])
     assert ran.code == 3
     assert "return [1 / 0]" in ran.err
+
+
+FLYING = """
+from contextlib import nullcontext
+from musubi_cli import in_flight
+def open_bad():
+    return nullcontext(in_flight(lambda request: [1 / 0]))
+"""
+
+
+def test_verbosity_shows_where_an_error_arose_in_a_thread_too(tmp_path, monkeypatch):
+    ran = caption(tmp_path, monkeypatch, more=FLYING, options=["--verbose"])
+    assert ran.code == 3
+    assert "in_flight(lambda request: [1 / 0])" in ran.err
 
 
 PICKY = """

@@ -1,5 +1,6 @@
 """The root command: configuration, spelling, exit codes, start-up, completion."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from checkpoints import run_of
 from commands import COMMAND, installed, run
 
 import musubi_cli
+from musubi_cli.errors import show_error
 
 
 @pytest.fixture
@@ -260,3 +262,15 @@ def test_a_reader_that_stops_reading_is_no_error():
 def test_no_color_means_no_color(folder):
     ran = installed("merge", "ema", "nothere", "-o", "out", env={"NO_COLOR": "1"}, cwd=folder)
     assert "\x1b" not in ran.err
+
+
+def test_errors_have_colour_on_a_terminal_unless_it_is_not_wanted(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for wanted in (True, False):
+        show_error("no", terminal := Terminal())
+        assert ("\x1b[" in terminal.getvalue()) == wanted
+        monkeypatch.setenv("NO_COLOR", "1")

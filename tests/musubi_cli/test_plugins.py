@@ -301,6 +301,7 @@ def test_a_plugin_that_prints_loads_where_there_is_no_standard_output(tmp_path):
             text=True,
             check=False,
         )
+        assert ran.returncode == 0
         assert "Traceback" not in ran.stderr
         if closed == "2>&-":
             assert "--stillness" in ran.stdout
@@ -374,7 +375,7 @@ def test_a_plugin_that_needs_another_musubi(requirement, tmp_path, monkeypatch):
 
 def test_a_deprecated_hook_works_and_says_what_to_use(tmp_path, monkeypatch):
     instead = DeprecationWarning("musubi_ema_schedules goes in 0.3; use musubi_averages")
-    hook = hookspecs.musubi_ema_schedules
+    hook = hookspecs.musubi_ema_schedules  # none is deprecated yet
     monkeypatch.setattr(hook, "musubi_spec", {**hook.musubi_spec, "warn_on_impl": instead})
     install(tmp_path, "a", schedule("still", "stillness"))
     plugins, reported = manager(tmp_path, monkeypatch)
@@ -745,7 +746,8 @@ def musubi_commands():
 """
 
 
-def test_an_interruption_ends_the_process_in_spite_of_a_plugins_threads(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_process_in_spite_of_a_plugins_threads(number, code, tmp_path):
     install(tmp_path, "a", IMPORTS + LINGERING)
     process = subprocess.Popen(
         [COMMAND, "linger"],
@@ -754,8 +756,8 @@ def test_an_interruption_ends_the_process_in_spite_of_a_plugins_threads(tmp_path
         text=True,
     )
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    process.send_signal(number)
+    assert process.wait(20) == code
     process.stdout.close()
 
 
@@ -858,3 +860,10 @@ def test_of_rivals_the_later_is_named_and_every_command_works(kind, tmp_path):
     assert "(musubi-b 1.2)" in line
     assert "uninstall" in line
     assert "musubi-b" in installed("plugins", env=environment).out.split("\n\n")[1]
+
+
+def test_a_project_that_cannot_be_written_leaves_nothing(tmp_path):
+    ran = installed("plugins", "new", "a" * 243, "--kind", "format", cwd=tmp_path)
+    assert ran.code == 1
+    assert "cannot be written: File name too long" in ran.err
+    assert list(tmp_path.iterdir()) == []
