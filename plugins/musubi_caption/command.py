@@ -190,7 +190,8 @@ def _assist(request: Request, crew: Crew) -> None:
 
     todo = crew.hear()
     if crew.share(todo):
-        assist(Plan(request, about={}, pictures=todo, todo=todo, done=0), crew)
+        with clean_stdout():
+            assist(Plan(request, about={}, pictures=todo, todo=todo, done=0), crew)
 
 
 def _caption(plan: Plan, console: Console, crew: Crew | None) -> Tally:
